@@ -1,0 +1,9 @@
+"""Denoise spatial transcriptomics counts, as an AnnData plugin for scanpy and squidpy pipelines."""
+
+from importlib.metadata import version
+
+from stdenoise import datasets, get, methods, pl, pp, tl
+from stdenoise._settings import settings
+
+__all__ = ["datasets", "get", "methods", "pl", "pp", "settings", "tl"]
+__version__ = version("stdenoise")

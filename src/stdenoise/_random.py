@@ -1,0 +1,22 @@
+"""Randomness is an argument: seeds become generators, and nothing seeds a global one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from stdenoise._validate import check_number
+
+if TYPE_CHECKING:
+    import torch
+
+
+def check_seed(seed: int) -> None:
+    """Raise unless the seed is a non-negative integer."""
+    check_number("seed", seed, minimum=0, integer=True)
+
+
+def torch_generator(seed: int) -> torch.Generator:
+    """Make a CPU generator; weights are drawn on the CPU, so that every device starts from the same ones."""
+    import torch
+
+    return torch.Generator().manual_seed(int(seed))

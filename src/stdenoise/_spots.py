@@ -1,0 +1,324 @@
+"""The two doors between AnnData and tensors, and what passes through them.
+
+`read_spots` validates and hands `Spots` to a method; `write_denoised` takes the method's `Denoised` back. Nothing else reads
+counts from an AnnData or writes results into one.
+"""
+
+from __future__ import annotations
+
+import logging
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from scipy import sparse
+from torch import Tensor
+
+from stdenoise import _keys
+from stdenoise._keys import GraphKeys, ResultKeys
+from stdenoise._validate import check_anndata, check_counts, check_unique_genes, lookup, near_match
+from stdenoise.graph.csr import SpatialGraph, to_csr_tensor
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from anndata import AnnData
+
+logger = logging.getLogger("stdenoise")
+
+TARGET_SUM = 1e4
+"""Counts per spot after normalisation, before the logarithm."""
+
+
+@dataclass(frozen=True)
+class Spots:
+    """All that a method may see; on one device.
+
+    Parameters
+    ----------
+    counts
+        Raw counts, CSR, shape `(n_spots, n_genes)`.
+    lognorm
+        `log1p` of counts scaled to 10 000 per spot over these genes; CSR of the same pattern.
+    size_factors
+        Total count over all genes of the object divided by its median over non-empty spots, shape `(n_spots,)`; 1 for an
+        empty spot.
+    nonempty
+        Whether a spot has any count, shape `(n_spots,)`.
+    genes
+        Gene names, in the order of the columns.
+    graph
+        Spatial graph without self loops, for methods that need one.
+    """
+
+    counts: Tensor
+    lognorm: Tensor
+    size_factors: Tensor
+    nonempty: Tensor
+    genes: tuple[str, ...]
+    graph: SpatialGraph | None = None
+
+
+@dataclass(frozen=True)
+class Denoised:
+    """All that a method returns.
+
+    Parameters
+    ----------
+    mean
+        Denoised expression, shape `(n_spots, n_genes)`.
+    scale
+        Scale of the mean.
+    dispersion, dropout
+        Inverse dispersion and dropout probability, of the shape of the mean, where the model has them.
+    latent
+        Shape `(n_spots, n_latent)`.
+    attention
+        Graph and weight of each of its edges.
+    history
+        Named values per epoch.
+    """
+
+    mean: Tensor
+    scale: Literal["counts", "log1p"]
+    dispersion: Tensor | None = None
+    dropout: Tensor | None = None
+    latent: Tensor | None = None
+    attention: tuple[SpatialGraph, Tensor] | None = None
+    history: Mapping[str, Sequence[float]] = field(default_factory=dict)
+
+
+def select_genes(adata: AnnData, genes: str | Sequence[str] | None) -> np.ndarray | None:
+    """Resolve a gene choice to column positions in `var` order; `None` stands for all genes."""
+    if genes is None:
+        return None
+    if isinstance(genes, str):
+        if genes != _keys.HIGHLY_VARIABLE:
+            raise ValueError(
+                f"genes={genes!r} is not valid; choose None (all genes), 'highly_variable' or a list of gene names."
+            )
+        chosen = lookup(
+            adata.var, _keys.HIGHLY_VARIABLE, where="adata.var", advice="Run sc.pp.highly_variable_genes first."
+        )
+        positions = np.flatnonzero(chosen.to_numpy(dtype=bool))
+    else:
+        names = list(genes)
+        unknown = [name for name in names if name not in adata.var_names]
+        if unknown:
+            hint = near_match(str(unknown[0]), adata.var_names)
+            raise KeyError(f"{len(unknown)} of {len(names)} genes are not in adata.var_names: {unknown[:5]}.{hint}")
+        if len(set(names)) < len(names):
+            raise ValueError(f"genes lists {len(names) - len(set(names))} names twice.")
+        positions = np.sort(adata.var_names.get_indexer(names))
+    if len(positions) == 0:
+        raise ValueError(f"genes={genes!r} selects no gene.")
+    return positions
+
+
+def read_counts(adata: AnnData, layer: str | None, *, allow_fractions: bool = False) -> sparse.csr_matrix:
+    """Read and check the raw counts of all genes, as a CSR matrix that may share memory with the AnnData."""
+    where = "adata.X" if layer is None else f"adata.layers[{layer!r}]"
+    matrix = adata.X if layer is None else lookup(adata.layers, layer, where="adata.layers")
+    if matrix is None:
+        raise ValueError(f"adata.X is None; pass layer=, one of {list(adata.layers)}.")
+    if not sparse.issparse(matrix) and not isinstance(matrix, np.ndarray):
+        raise TypeError(f"{where} must be a numpy array or a scipy sparse matrix, not {type(matrix).__name__}.")
+    check_counts(
+        matrix.data if sparse.issparse(matrix) else matrix[matrix != 0], where=where, allow_fractions=allow_fractions
+    )
+    return sparse.csr_matrix(matrix)
+
+
+def read_graph(adata: AnnData, graph_key: str) -> sparse.csr_matrix:
+    """Read the adjacency matrix of a spatial graph, ours or squidpy's."""
+    key = GraphKeys(graph_key).connectivities
+    adjacency = lookup(
+        adata.obsp, key, where="adata.obsp", advice="Build the graph first: st.pp.spatial_graph(adata)."
+    )
+    if adjacency.shape != (adata.n_obs, adata.n_obs):
+        raise ValueError(
+            f"adata.obsp[{key!r}] has shape {adjacency.shape}, but adata has {adata.n_obs} spots; "
+            "build the graph again: st.pp.spatial_graph(adata)."
+        )
+    return sparse.csr_matrix(adjacency)
+
+
+def check_libraries(adata: AnnData, adjacency: sparse.csr_matrix, library_key: str) -> None:
+    """Raise when an edge joins two libraries."""
+    codes = lookup(adata.obs, library_key, where="adata.obs").astype("category").cat.codes.to_numpy()
+    edges = adjacency.tocoo()
+    crossing = int((codes[edges.row] != codes[edges.col]).sum())
+    if crossing:
+        raise ValueError(
+            f"{crossing} of {edges.nnz} edges join spots of different {library_key!r}; "
+            f"build the graph with st.pp.spatial_graph(adata, library_key={library_key!r})."
+        )
+
+
+def read_spots(
+    adata: AnnData,
+    *,
+    layer: str | None,
+    positions: np.ndarray | None,
+    graph_key: str | None,
+    library_key: str | None,
+    allow_fractions: bool,
+    device: torch.device,
+) -> Spots:
+    """Open the front door: validate an AnnData and move what a method needs to the device.
+
+    Parameters
+    ----------
+    adata
+        Annotated data; not changed.
+    layer
+        Layer of raw counts; `None` for `X`.
+    positions
+        Columns to model, from `select_genes`.
+    graph_key
+        Key of the spatial graph; `None` for methods without one.
+    library_key
+        Column of `obs` that no edge may cross.
+    allow_fractions
+        Accept fractional values.
+    device
+        Where the tensors go.
+    """
+    check_anndata(adata)
+    check_unique_genes(adata)
+    counts = read_counts(adata, layer, allow_fractions=allow_fractions)
+    graph = None
+    if graph_key is not None:
+        adjacency = read_graph(adata, graph_key)
+        if library_key is not None:
+            check_libraries(adata, adjacency, library_key)
+        graph = SpatialGraph.from_scipy(adjacency, device=device)
+
+    total = np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()
+    nonempty = total > 0
+    if not nonempty.any():
+        raise ValueError(f"all {adata.n_obs} spots are empty: there is nothing to model.")
+    if not nonempty.all():
+        logger.info("%d of %d spots are empty: kept, but not scored in training", (~nonempty).sum(), len(nonempty))
+    size_factors = np.where(nonempty, total / np.median(total[nonempty]), 1.0)
+
+    if positions is not None:
+        counts = counts[:, positions]
+    if not counts.has_canonical_format:
+        counts = counts.copy()
+        counts.sum_duplicates()
+    names = adata.var_names if positions is None else adata.var_names[positions]
+    depth = np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()
+    scaled = counts.data * np.repeat(TARGET_SUM / np.where(depth > 0, depth, 1.0), np.diff(counts.indptr))
+    lognorm = sparse.csr_matrix((np.log1p(scaled), counts.indices, counts.indptr), shape=counts.shape)
+    return Spots(
+        counts=to_csr_tensor(counts, dtype=torch.float32, device=device),
+        lognorm=to_csr_tensor(lognorm, dtype=torch.float32, device=device),
+        size_factors=torch.tensor(size_factors, dtype=torch.float32, device=device),
+        nonempty=torch.tensor(nonempty, device=device),
+        genes=tuple(map(str, names)),
+        graph=graph,
+    )
+
+
+def check_key_is_free(adata: AnnData, key: str) -> None:
+    """Raise when a result under this key would overwrite something that stdenoise did not write."""
+    names = ResultKeys(key)
+    owned = set(_owned(adata, key))
+    targets = [f"uns/{names.uns}", f"obsm/{names.latent}", f"obsp/{names.attention}", f"var/{names.modelled}"]
+    for field_name in (names.mean, names.dispersion, names.dropout):
+        targets += [f"layers/{field_name}", f"obsm/{field_name}"]
+    taken = [t for t in targets if t not in owned and _holder(adata, t)[1] in _holder(adata, t)[0]]
+    if taken:
+        raise ValueError(
+            f"{', '.join(taken)} exists and was not written by stdenoise; choose another name with key_added=."
+        )
+
+
+def write_denoised(
+    adata: AnnData, result: Denoised, *, key: str, positions: np.ndarray | None, provenance: Mapping[str, Any]
+) -> None:
+    """Open the back door: store a result, its provenance and its history.
+
+    Everything is converted before anything is stored, so that a failure leaves the AnnData as it was. What an earlier run
+    under the same key wrote is replaced as a whole.
+    """
+    import pandas as pd
+
+    names = ResultKeys(key)
+    genes = adata.var_names if positions is None else adata.var_names[positions]
+    arrays = {
+        name: tensor
+        for name, tensor in (
+            (names.mean, result.mean),
+            (names.dispersion, result.dispersion),
+            (names.dropout, result.dropout),
+        )
+        if tensor is not None
+    }
+    size = len(arrays) * adata.n_obs * len(genes) * 4
+    logger.info("storing %d arrays of %d x %d, %.2f GB", len(arrays), adata.n_obs, len(genes), size / 1e9)
+
+    fields: dict[str, Any] = {}
+    for name, tensor in arrays.items():
+        values = tensor.cpu().numpy()
+        if positions is None:
+            fields[f"layers/{name}"] = values
+        else:
+            fields[f"obsm/{name}"] = pd.DataFrame(values, index=adata.obs_names, columns=genes)
+    if positions is not None:
+        modelled = np.zeros(adata.n_vars, dtype=bool)
+        modelled[positions] = True
+        fields[f"var/{names.modelled}"] = modelled
+    if result.latent is not None:
+        fields[f"obsm/{names.latent}"] = result.latent.cpu().numpy()
+    if result.attention is not None:
+        graph, weights = result.attention
+        fields[f"obsp/{names.attention}"] = sparse.csr_matrix(
+            (weights.cpu().numpy(), graph.col.cpu().numpy(), graph.crow.cpu().numpy()), shape=(adata.n_obs,) * 2
+        )
+    fields[f"uns/{names.uns}"] = {
+        **provenance,
+        "scale": result.scale,
+        "genes": "all" if positions is None else genes.to_numpy(dtype=object),
+        "history": {name: np.asarray(values) for name, values in result.history.items()},
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("stdenoise", "torch", "anndata")},
+        },
+        "written": [*fields, f"uns/{names.uns}"],
+    }
+
+    for path in _owned(adata, key):
+        holder, name = _holder(adata, path)
+        if name in holder:
+            del holder[name]
+    for path, value in fields.items():
+        # Looked up anew each time: the first write turns a view into an actual AnnData.
+        holder, name = _holder(adata, path)
+        holder[name] = value
+    logger.info("wrote %s", ", ".join(fields))
+
+
+def stored_provenance(adata: AnnData, key: str) -> Mapping[str, Any]:
+    """Return what `write_denoised` stored in `uns` under this key, or raise a `KeyError` that lists the results there are."""
+    results = {k: v for k, v in adata.uns.items() if isinstance(v, Mapping) and "written" in v}
+    return lookup(results, key, where="the denoised results of adata", advice="Run st.tl.denoise(adata) first.")
+
+
+def stored_values(adata: AnnData, name: str) -> np.ndarray | pd.DataFrame | None:
+    """Return a stored array: from `layers` (all genes) or `obsm` (a gene subset)."""
+    return adata.layers[name] if name in adata.layers else adata.obsm.get(name)
+
+
+def _owned(adata: AnnData, key: str) -> list[str]:
+    record = adata.uns.get(key)
+    return [str(path) for path in record.get("written", [])] if isinstance(record, Mapping) else []
+
+
+def _holder(adata: AnnData, path: str) -> tuple[Any, str]:
+    attribute, name = path.split("/", 1)
+    return getattr(adata, attribute), name

@@ -1,0 +1,110 @@
+"""Checks of user input. Every error names the offending value and the valid ones."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+T = TypeVar("T")
+
+
+def near_match(value: str, choices: Iterable[str]) -> str:
+    """Return " Did you mean 'x'?" when a choice resembles the value, else nothing."""
+    match = difflib.get_close_matches(value, list(choices), n=1)
+    return f" Did you mean {match[0]!r}?" if match else ""
+
+
+def check_choice(name: str, value: Any, choices: Collection[Any]) -> None:
+    """Raise unless the value is one of the choices."""
+    if value not in choices:
+        hint = near_match(value, [c for c in choices if isinstance(c, str)]) if isinstance(value, str) else ""
+        raise ValueError(f"{name}={value!r} is not valid; choose from {list(choices)}.{hint}")
+
+
+def check_number(
+    name: str,
+    value: Any,
+    *,
+    minimum: float | None = None,
+    above: float | None = None,
+    integer: bool = False,
+) -> None:
+    """Raise unless the value is a finite number in range."""
+    kind = "an integer" if integer else "a number"
+    wanted = kind + (f" >= {minimum}" if minimum is not None else "") + (f" > {above}" if above is not None else "")
+    valid_type = isinstance(value, int | np.integer) if integer else isinstance(value, int | float | np.number)
+    if not valid_type or isinstance(value, bool):
+        raise TypeError(f"{name} must be {wanted}, not {value!r}.")
+    if not np.isfinite(value) or (minimum is not None and value < minimum) or (above is not None and value <= above):
+        raise ValueError(f"{name} must be {wanted}, not {value!r}.")
+
+
+def lookup(mapping: Mapping[str, T], key: str, *, where: str, advice: str = "") -> T:
+    """Return `mapping[key]`, or raise a `KeyError` that lists what is there."""
+    if key not in mapping:
+        available = ", ".join(map(repr, mapping)) or "nothing"
+        advice = f" {advice}" if advice else ""
+        raise KeyError(f"{key!r} is not in {where}, which has {available}.{near_match(key, mapping)}{advice}")
+    return mapping[key]
+
+
+def check_anndata(adata: Any) -> None:
+    """Raise unless the object is an in-memory AnnData with spots and genes and unambiguous names."""
+    from anndata import AnnData
+
+    if not isinstance(adata, AnnData):
+        raise TypeError(f"adata must be an AnnData, not {type(adata).__name__}.")
+    if adata.isbacked:
+        raise ValueError(f"adata is backed by {str(adata.filename)!r}; load it first: adata = adata.to_memory().")
+    if adata.n_obs == 0 or adata.n_vars == 0:
+        raise ValueError(f"adata is empty: {adata.n_obs} spots x {adata.n_vars} genes.")
+
+
+def check_unique_genes(adata: AnnData) -> None:
+    """Raise when a gene name occurs twice."""
+    names = adata.var_names
+    if not names.is_unique:
+        repeated = list(dict.fromkeys(names[names.duplicated()]))
+        raise ValueError(
+            f"{len(repeated)} gene names occur more than once, such as {repeated[:3]}; "
+            "call adata.var_names_make_unique() first."
+        )
+
+
+def check_counts(values: np.ndarray, *, where: str, allow_fractions: bool) -> None:
+    """Raise unless values are raw counts: finite, non-negative and whole.
+
+    Parameters
+    ----------
+    values
+        The stored values (zeros may be missing).
+    where
+        Name of the matrix, for the message.
+    allow_fractions
+        Accept fractional values; the user's override.
+    """
+    if not np.issubdtype(values.dtype, np.number) or np.iscomplexobj(values):
+        raise TypeError(f"{where} must hold numbers, not {values.dtype}.")
+    if values.size == 0:
+        return
+    if not np.isfinite(values).all():
+        bad = values[~np.isfinite(values)]
+        raise ValueError(f"{where} has {bad.size} NaN or infinite values; raw counts are finite.")
+    if values.min() < 0:
+        raise ValueError(f"{where} has negative values (smallest {values.min():g}); raw counts are >= 0.")
+    if allow_fractions:
+        return
+    fraction = values != np.rint(values)
+    if fraction.any():
+        advice = "Pass the layer with raw counts (layer=...), or check_counts=False to use the values as they are."
+        example = f"{fraction.sum()} of {values.size} non-zero values are fractional, such as {values[fraction][0]:g}"
+        # No count of a spot reaches e^16 (9 million), while few raw maxima stay below 16.
+        if values.max() < 16:
+            raise ValueError(f"{where} looks log-transformed, not raw counts: {example}, and none exceeds 16. {advice}")
+        raise ValueError(f"{where} does not hold raw counts: {example}. {advice}")

@@ -1,0 +1,266 @@
+"""The command line: thin commands over the public functions."""
+
+from __future__ import annotations
+
+import ast
+import logging
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+import stdenoise as st
+from stdenoise import _files, _keys
+from stdenoise._keys import GraphKeys, ResultKeys
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+# As in the published preprocessing: genes with fewer counts in all are no candidates for highly variable genes.
+_MIN_TOTAL = 100
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(st.__version__, prog_name="stdenoise")
+def main() -> None:
+    """Denoise spatial transcriptomics counts."""
+    logging.basicConfig(stream=sys.stderr, format="%(message)s")
+    logging.getLogger("stdenoise").setLevel(logging.INFO)
+
+
+@main.command()
+@click.argument("source", metavar="IN", type=click.Path(path_type=Path))
+@click.argument("target", metavar="OUT", type=click.Path(path_type=Path))
+@click.option("--method", default="dusted", show_default=True, help="Name of a method; see `stdenoise methods`.")
+@click.option("--genes", help="Genes to model: 'highly_variable', or names joined by commas. All genes if not given.")
+@click.option(
+    "--n-top-genes",
+    type=click.IntRange(min=1),
+    help=f"Model this many highly variable genes (seurat_v3), chosen among those with more than {_MIN_TOTAL} counts.",
+)
+@click.option("--layer", help="Layer with the raw counts; X if not given.")
+@click.option("--radius", default="auto", show_default=True, help="Radius of the spatial graph, where there is none yet.")
+@click.option("--graph-key", default=_keys.SPATIAL, show_default=True, help="Key of the spatial graph.")
+@click.option("--spatial-key", default=_keys.SPATIAL, show_default=True, help="Key of the coordinates in obsm.")
+@click.option("--library-key", help="Column of obs naming the section of each spot.")
+@click.option("--key-added", help="Prefix of the results; the name of the method if not given.")
+@click.option("--set", "settings", metavar="KEY=VALUE", multiple=True, help="A parameter of the method; repeatable.")
+@click.option("--device", default="auto", show_default=True)
+@click.option("--seed", default=0, show_default=True)
+@click.option("--progress/--no-progress", default=True, show_default=True, help="Progress bar on standard error.")
+def denoise(
+    source: Path,
+    target: Path,
+    *,
+    method: str,
+    genes: str | None,
+    n_top_genes: int | None,
+    layer: str | None,
+    radius: str,
+    graph_key: str,
+    spatial_key: str,
+    library_key: str | None,
+    key_added: str | None,
+    settings: tuple[str, ...],
+    device: str,
+    seed: int,
+    progress: bool,
+) -> None:
+    """Denoise the section in IN and write it with the results to OUT; both are .h5ad or .zarr."""
+    with _one_line_errors():
+        if genes is not None and n_top_genes is not None:
+            raise ValueError("--genes and --n-top-genes exclude each other; give one.")
+        params = dict(_parse_setting(setting) for setting in settings)
+        _files.check_writable(target)
+        if source.resolve() == target.resolve():
+            raise ValueError(f"IN and OUT are the same, {str(source)!r}; the input is never overwritten.")
+        adata = _files.read(source)
+        start = time.perf_counter()
+        chosen = genes.split(",") if genes and genes != _keys.HIGHLY_VARIABLE else genes
+        if n_top_genes is not None:
+            _mark_highly_variable(adata, n_top_genes, layer)
+            chosen = _keys.HIGHLY_VARIABLE
+        if GraphKeys(graph_key).connectivities not in adata.obsp:
+            st.pp.spatial_graph(
+                adata,
+                radius=_number(radius),
+                library_key=library_key,
+                spatial_key=spatial_key,
+                key_added=graph_key,
+            )
+        st.tl.denoise(
+            adata,
+            method=method,
+            layer=layer,
+            genes=chosen,
+            graph_key=graph_key,
+            library_key=library_key,
+            key_added=key_added,
+            device=device,
+            seed=seed,
+            progress=progress,
+            **params,
+        )
+        seconds = time.perf_counter() - start
+        _files.write(adata, target)
+    _summary(adata, key_added or method, target, seconds)
+
+
+@main.command()
+def methods() -> None:
+    """List the methods."""
+    for name, row in st.methods.table().iterrows():
+        click.echo(str(name))
+        for label, value in row.items():
+            click.echo(f"  {label:<10} {value}")
+
+
+@main.command()
+@click.option(
+    "--folder",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("stdenoise_demo"),
+    show_default=True,
+    help="Where to put the figure and the data.",
+)
+@click.option("--n-epochs", default=500, show_default=True, type=click.IntRange(min=1))
+def demo(folder: Path, n_epochs: int) -> None:
+    """Denoise a tissue made in code, whose truth is known, and show how near the result comes."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    with _one_line_errors():
+        folder.mkdir(parents=True, exist_ok=True)
+        adata = st.datasets.tissue()
+        click.echo(f"A tissue of {adata.n_obs} spots x {adata.n_vars} genes, {_mean_count(adata):.0f} counts per spot.")
+        start = time.perf_counter()
+        st.pp.spatial_graph(adata)
+        st.tl.denoise(adata, preset="simulated", n_epochs=n_epochs, progress=True)
+        seconds = time.perf_counter() - start
+        name = ResultKeys("dusted").mean
+        before, after = (_error(adata, values) for values in (adata.X, adata.layers[name]))
+        figure = folder / "demo.png"
+        axes = st.pl.compare(adata, _patterned_genes(adata), size=12)
+        axes[0, 0].figure.savefig(figure, dpi=110)
+        data = folder / "demo.h5ad"
+        _files.write(adata, data)
+    _summary(adata, "dusted", data, seconds)
+    click.echo("Mean squared error against the truth, log1p of counts per 10,000:")
+    click.echo(f"  raw counts  {before:.3f}")
+    click.echo(f"  denoised    {after:.3f}")
+    click.echo(f"Figure: {figure.absolute()}")
+    click.echo(f"Data:   {data.absolute()}")
+
+
+@contextmanager
+def _one_line_errors() -> Iterator[None]:
+    """Turn an error of the input into one line and exit code 2."""
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        # str() of a KeyError would quote its message.
+        message = error.args[0] if isinstance(error, KeyError) and error.args else error
+        click.echo(f"Error: {' '.join(str(message).split())}", err=True)
+        sys.exit(2)
+
+
+def _parse_setting(setting: str) -> tuple[str, Any]:
+    """Split `key=value`; the value is a Python literal where it reads as one, else text."""
+    name, separator, value = setting.partition("=")
+    if not separator or not name:
+        raise ValueError(f"--set {setting!r} is not of the form KEY=VALUE.")
+    return name, _literal(value)
+
+
+def _literal(value: str) -> Any:
+    try:
+        return ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return value
+
+
+def _number(value: str) -> float | str:
+    try:
+        return float(value)
+    except ValueError:
+        return value
+
+
+def _mark_highly_variable(adata: AnnData, n_top_genes: int, layer: str | None) -> None:
+    """Mark highly variable genes in `var`, chosen as in the published preprocessing."""
+    import numpy as np
+    import scanpy as sc
+
+    from stdenoise._spots import read_counts
+
+    total = np.asarray(read_counts(adata, layer).sum(axis=0)).ravel()
+    candidates = np.flatnonzero(total > _MIN_TOTAL)
+    if len(candidates) < n_top_genes:
+        raise ValueError(
+            f"--n-top-genes {n_top_genes}: only {len(candidates)} of {adata.n_vars} genes have more than {_MIN_TOTAL} "
+            "counts. Ask for fewer, or leave the option out to model all genes."
+        )
+    table = sc.pp.highly_variable_genes(
+        adata[:, candidates], flavor="seurat_v3", n_top_genes=n_top_genes, layer=layer, inplace=False
+    )
+    marked = np.zeros(adata.n_vars, dtype=bool)
+    marked[candidates[table[_keys.HIGHLY_VARIABLE].to_numpy()]] = True
+    adata.var[_keys.HIGHLY_VARIABLE] = marked
+
+
+def _summary(adata: AnnData, key: str, path: Path, seconds: float) -> None:
+    """Print what was written, the loss, time and memory."""
+    record = adata.uns[key]
+    loss = record["history"].get("loss")
+    n_genes = adata.n_vars if isinstance(record["genes"], str) else len(record["genes"])
+    lines = {
+        "method": f"{record['method']}, seed {record['seed']}, {record['device']}",
+        "data": f"{adata.n_obs} spots x {n_genes} genes, scale {record['scale']}",
+        "written": ", ".join(record["written"]),
+        "loss": f"{loss[0]:.4f} first, {loss[-1]:.4f} last, {len(loss)} epochs" if loss is not None else "",
+        "time": f"{seconds:.1f} s",
+        "memory": _peak_memory(),
+        "file": str(path),
+    }
+    for label, value in lines.items():
+        if value:
+            click.echo(f"{label:<8} {value}")
+
+
+def _peak_memory() -> str:
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return ""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return f"{peak * (1 if sys.platform == 'darwin' else 1024) / 1e9:.2f} GB at most"
+
+
+def _mean_count(adata: AnnData) -> float:
+    return float(adata.X.sum() / adata.n_obs)
+
+
+def _log_normalize(values: Any) -> Any:
+    import numpy as np
+
+    dense = np.asarray(values.toarray() if hasattr(values, "toarray") else values, dtype=np.float64)
+    return np.log1p(1e4 * dense / np.maximum(dense.sum(axis=1, keepdims=True), 1e-12))
+
+
+def _error(adata: AnnData, values: Any) -> float:
+    """Mean squared error against the true means."""
+    difference = _log_normalize(values) - _log_normalize(adata.layers["true_mean"])
+    return float((difference**2).mean())
+
+
+def _patterned_genes(adata: AnnData) -> list[str]:
+    """Of three regions, the gene of middling expression that varies most between spots in the truth and peaks there."""
+    truth = _log_normalize(adata.layers["true_mean"])
+    spread = truth.std(axis=0)
+    spread[adata.layers["true_mean"].mean(axis=0) > 1] = 0
+    peak = adata.obs["region"].to_numpy()[truth.argmax(axis=0)]
+    return [adata.var_names[(spread * (peak == region)).argmax()] for region in ("core", "rim", "islet")]

@@ -1,0 +1,64 @@
+"""A denoised result as an AnnData of its own."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from stdenoise._keys import ResultKeys
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+
+def denoised(adata: AnnData, key: str = "dusted") -> AnnData:
+    """Return the denoised expression of the modelled genes.
+
+    Parameters
+    ----------
+    adata
+        Annotated data after `stdenoise.tl.denoise`.
+    key
+        Its `key_added`.
+
+    Returns
+    -------
+    A new AnnData: the modelled genes, `X` the denoised mean on the scale named in `uns[key]["scale"]`, `layers["dispersion"]`
+    and `layers["dropout"]` where the model has them, `obs`, `obsm["spatial"]`, the latent representation and `uns[key]`.
+
+    Raises
+    ------
+    KeyError
+        There is no result under this key.
+
+    Examples
+    --------
+    >>> import stdenoise as st
+    >>> adata = st.datasets.tissue(n_spots=100, n_genes=20)
+    >>> st.pp.spatial_graph(adata)
+    >>> st.tl.denoise(adata, genes=["gene0", "gene3"], n_epochs=2)
+    >>> list(st.get.denoised(adata).var_names)
+    ['gene0', 'gene3']
+    """
+    from anndata import AnnData
+
+    from stdenoise._spots import stored_provenance, stored_values
+
+    provenance = stored_provenance(adata, key)
+    names = ResultKeys(key)
+    var = adata.var[adata.var[names.modelled]] if names.modelled in adata.var else adata.var
+    values = {
+        name: np.array(stored)
+        for name in (names.mean, names.dispersion, names.dropout)
+        if (stored := stored_values(adata, name)) is not None
+    }
+    kept = [name for name in ("spatial", "X_spatial", names.latent) if name in adata.obsm]
+    return AnnData(
+        X=values.pop(names.mean),
+        obs=adata.obs.copy(),
+        var=var.copy(),
+        layers={name.removeprefix(f"{key}_"): array for name, array in values.items()},
+        obsm={name: np.array(adata.obsm[name]) for name in kept},
+        uns={key: dict(provenance)},
+    )

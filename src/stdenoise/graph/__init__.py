@@ -1,0 +1,1 @@
+"""Sparse spatial graphs: construction from coordinates, and products on tensors."""

@@ -1,0 +1,107 @@
+"""What a denoising method is: a record about it, its hyperparameters, and `fit`."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+from stdenoise._validate import check_choice, near_match
+
+if TYPE_CHECKING:
+    from stdenoise._spots import Denoised, Spots
+
+Config = TypeVar("Config")
+
+
+@dataclass(frozen=True)
+class MethodInfo:
+    """Facts about a method, as shown by `st.methods.table()`.
+
+    Parameters
+    ----------
+    name
+        Name to pass as `method`; also the default key of the results.
+    summary
+        One line.
+    needs
+        Inputs beyond counts: `"graph"`.
+    scale
+        Scale of the denoised values, `"counts"` or `"log1p"`.
+    writes
+        Arrays of the result.
+    size
+        What limits the size of the data.
+    reference
+        Publication.
+    licence
+        Licence of the original code.
+    """
+
+    name: str
+    summary: str
+    needs: tuple[str, ...]
+    scale: str
+    writes: tuple[str, ...]
+    size: str
+    reference: str
+    licence: str
+
+
+class Denoiser(ABC):
+    """A configured method. Subclasses set `info` and `config` and implement `fit`; they never see an AnnData."""
+
+    info: ClassVar[MethodInfo]
+    config: Any
+
+    @abstractmethod
+    def fit(self, spots: Spots, *, seed: int, progress: bool) -> Denoised:
+        """Denoise the spots.
+
+        Parameters
+        ----------
+        spots
+            Counts, normalised values and graph, on one device.
+        seed
+            Source of all randomness.
+        progress
+            Show a progress bar on standard error.
+        """
+
+    def __repr__(self) -> str:
+        """Show the method with its hyperparameters."""
+        settings = ", ".join(f"{f.name}={getattr(self.config, f.name)!r}" for f in fields(self.config))
+        return f"{type(self).__name__}({settings})"
+
+
+def make_config(
+    config_type: type[Config],
+    params: Mapping[str, Any],
+    *,
+    method: str,
+    preset: str | None = None,
+    presets: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Config:
+    """Build a method's hyperparameters from a preset and explicit values, which win.
+
+    Raises
+    ------
+    TypeError
+        A parameter is unknown.
+    ValueError
+        The preset is unknown, or a value is out of range.
+    """
+    known = [f.name for f in fields(config_type)]  # type: ignore[arg-type]
+    choices = [*known, "preset"] if presets else known
+    unknown = [name for name in params if name not in known]
+    if unknown:
+        raise TypeError(
+            f"{method} has no parameter {unknown[0]!r}; it has {choices}.{near_match(unknown[0], choices)}"
+        )
+    values: dict[str, Any] = {}
+    if preset is not None:
+        presets = presets or {}
+        check_choice("preset", preset, list(presets))
+        values.update(presets[preset])
+    return config_type(**{**values, **params})

@@ -1,0 +1,65 @@
+"""The table of methods: our own, and those that other packages add through entry points."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Any
+
+from stdenoise._validate import check_choice
+from stdenoise.methods._base import Denoiser
+from stdenoise.methods.dusted.method import DUSTED
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+ENTRY_POINT_GROUP = "stdenoise.methods"
+_BUILT_IN: tuple[type[Denoiser], ...] = (DUSTED,)
+
+
+def registered() -> dict[str, type[Denoiser]]:
+    """Map the name of every available method to its class; a built-in name cannot be taken over."""
+    methods = {cls.info.name: cls for cls in _BUILT_IN}
+    for entry in entry_points(group=ENTRY_POINT_GROUP):
+        if entry.name not in methods:
+            cls = entry.load()
+            if not (isinstance(cls, type) and issubclass(cls, Denoiser)):
+                raise TypeError(f"entry point {entry.value!r} of group {ENTRY_POINT_GROUP!r} is not a Denoiser class.")
+            methods[entry.name] = cls
+    return methods
+
+
+def make_method(method: str | Denoiser, params: dict[str, Any]) -> Denoiser:
+    """Turn the `method` argument of a verb into a configured method."""
+    if isinstance(method, Denoiser):
+        if params:
+            raise TypeError(f"parameters {list(params)} belong into the method object, {type(method).__name__}(...).")
+        return method
+    if not isinstance(method, str):
+        raise TypeError(f"method must be a name or a configured method, not {method!r}.")
+    methods = registered()
+    check_choice("method", method, list(methods))
+    return methods[method](**params)
+
+
+def table() -> pd.DataFrame:
+    """List every available method.
+
+    Returns
+    -------
+    One row per method, indexed by name: summary, what it needs beside counts, the scale of its output, the arrays it
+    writes, what limits its size, the publication and the licence of the original code.
+
+    Examples
+    --------
+    >>> import stdenoise as st
+    >>> st.methods.table().loc["dusted", "scale"]
+    'counts'
+    """
+    import pandas as pd
+
+    rows = [asdict(cls.info) for cls in registered().values()]
+    frame = pd.DataFrame(rows).set_index("name")
+    for column in ("needs", "writes"):
+        frame[column] = frame[column].str.join(", ")
+    return frame

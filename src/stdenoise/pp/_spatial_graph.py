@@ -1,0 +1,198 @@
+"""The spatial graph of a section, under squidpy's keys."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from stdenoise import _keys
+from stdenoise._keys import GraphKeys
+from stdenoise._validate import check_anndata, check_number, lookup
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+    from stdenoise.graph.radius import Edges
+
+logger = logging.getLogger("stdenoise")
+
+_SPARSE_DEGREE, _DENSE_DEGREE = 1, 50
+
+
+def spatial_graph(
+    adata: AnnData,
+    *,
+    radius: float | str = "auto",
+    n_neighbors: int | None = None,
+    mean_degree: float = 6.0,
+    library_key: str | None = None,
+    spatial_key: str = _keys.SPATIAL,
+    key_added: str = _keys.SPATIAL,
+    copy: bool = False,
+) -> AnnData | None:
+    """Build the graph that joins neighbouring spots.
+
+    Parameters
+    ----------
+    adata
+        Annotated data with coordinates of shape `(n_spots, 2)` or `(n_spots, 3)` in `obsm`.
+    radius
+        Join spots at a distance in `(0, radius]`, in units of the coordinates. `"auto"` chooses the radius that brings the
+        mean number of neighbours as near as possible to `mean_degree`; on a lattice such as Visium's it ends between two
+        rings of neighbours.
+    n_neighbors
+        Instead of a radius: join each spot to this many nearest ones, in both directions, so that some get more.
+    mean_degree
+        Aim of `radius="auto"`.
+    library_key
+        Column of `obs` naming the section of each spot. Sections are not joined, and each gets its own automatic radius.
+    spatial_key
+        Key of the coordinates in `obsm`; `"X_spatial"` is read where `"spatial"` is missing.
+    key_added
+        Prefix of the results.
+    copy
+        Return a changed copy instead of changing `adata`.
+
+    Returns
+    -------
+    `None`, or with `copy=True` an AnnData. Sets the following fields, where `spatial` stands for `key_added`:
+
+    `obsp["spatial_connectivities"]`
+        CSR matrix, 1 for an edge.
+    `obsp["spatial_distances"]`
+        CSR matrix, lengths of the edges in units of the coordinates.
+    `uns["spatial_neighbors"]`
+        Keys and parameters as squidpy stores them, and under `"stats"` the mean degree and the numbers of edges, isolated
+        spots, coincident spots and connected components.
+
+    Raises
+    ------
+    KeyError
+        No coordinates or no such column of `obs`.
+    ValueError
+        Coordinates are missing (NaN) or infinite, or an argument is out of range.
+
+    Warns
+    -----
+    UserWarning
+        The mean degree is below 1 or above 50: the radius is likely in other units than the coordinates.
+
+    Notes
+    -----
+    Spots at the same position are not joined to each other. Isolated spots keep an empty row, and methods fall back to the
+    spot itself.
+
+    Examples
+    --------
+    >>> import stdenoise as st
+    >>> adata = st.datasets.tissue(n_spots=300, n_genes=5)
+    >>> st.pp.spatial_graph(adata)
+    >>> 5 < adata.uns["spatial_neighbors"]["stats"]["mean_degree"] <= 6
+    True
+    """
+    check_anndata(adata)
+    if radius != "auto":
+        if isinstance(radius, str):
+            raise ValueError(f"radius={radius!r} is not valid; choose 'auto' or a number above 0.")
+        check_number("radius", radius, above=0)
+    if n_neighbors is not None:
+        check_number("n_neighbors", n_neighbors, minimum=1, integer=True)
+        if radius != "auto":
+            raise ValueError(f"radius={radius!r} and n_neighbors={n_neighbors!r} exclude each other; give one.")
+    check_number("mean_degree", mean_degree, above=0)
+    coordinates = _coordinates(adata, spatial_key)
+
+    from scipy import sparse
+    from scipy.sparse.csgraph import connected_components
+
+    from stdenoise.graph import radius as build
+
+    def edges_of(xy: np.ndarray) -> Edges:
+        if n_neighbors is not None:
+            return build.neighbor_edges(xy, n_neighbors)
+        return build.auto_radius_edges(xy, mean_degree) if radius == "auto" else build.radius_edges(xy, radius)
+
+    if library_key is None:
+        whole = edges_of(coordinates)
+        distances, radii, n_coincident = whole.distances, {"": whole.radius}, whole.n_coincident
+    else:
+        libraries = lookup(adata.obs, library_key, where="adata.obs").astype("category").cat
+        codes = libraries.codes.to_numpy()
+        if (codes < 0).any():
+            raise ValueError(f"adata.obs[{library_key!r}] has {(codes < 0).sum()} missing values.")
+        members = [np.flatnonzero(codes == code) for code in range(len(libraries.categories))]
+        parts = {
+            str(name): edges_of(coordinates[index])
+            for name, index in zip(libraries.categories, members, strict=True)
+            if len(index)
+        }
+        back = np.argsort(np.concatenate(members), kind="stable")
+        distances = sparse.block_diag([part.distances for part in parts.values()], format="csr")[back][:, back]
+        distances.sort_indices()
+        radii = {name: part.radius for name, part in parts.items()}
+        n_coincident = sum(part.n_coincident for part in parts.values())
+
+    degree = np.diff(distances.indptr)
+    n_components = int(connected_components(distances, directed=False, return_labels=False))
+    stats = {
+        "mean_degree": float(degree.mean()),
+        "n_edges": int(distances.nnz),
+        "n_isolated": int((degree == 0).sum()),
+        "n_coincident": n_coincident,
+        "n_components": n_components,
+    }
+    _report(stats, radii)
+
+    keys = GraphKeys(key_added)
+    params: dict[str, Any] = {"coord_type": "generic", "spatial_key": spatial_key, "library_key": library_key or ""}
+    params |= {"n_neighbors": n_neighbors} if n_neighbors is not None else {"mean_degree": mean_degree}
+    params["radius"] = radii if library_key is not None else radii[""]
+    connectivities = distances.copy()
+    connectivities.data = np.ones_like(distances.data)
+    out = adata.copy() if copy else adata
+    out.obsp[keys.connectivities] = connectivities
+    out.obsp[keys.distances] = distances
+    out.uns[keys.uns] = {
+        "connectivities_key": keys.connectivities,
+        "distances_key": keys.distances,
+        "params": params,
+        "stats": stats,
+    }
+    return out if copy else None
+
+
+def _coordinates(adata: AnnData, spatial_key: str) -> np.ndarray:
+    """Read and check the coordinates."""
+    if spatial_key == _keys.SPATIAL and spatial_key not in adata.obsm and _keys.SPATIAL_FALLBACK in adata.obsm:
+        logger.info("no obsm['spatial']: reading coordinates from obsm['X_spatial']")
+        spatial_key = _keys.SPATIAL_FALLBACK
+    values = lookup(
+        adata.obsm, spatial_key, where="adata.obsm", advice="Store the coordinates of the spots there, or name their key."
+    )
+    coordinates = np.asarray(values, dtype=np.float64)
+    if coordinates.ndim != 2 or coordinates.shape[1] not in (2, 3):
+        raise ValueError(f"adata.obsm[{spatial_key!r}] must have 2 or 3 columns, but has shape {coordinates.shape}.")
+    bad = int((~np.isfinite(coordinates).all(axis=1)).sum())
+    if bad:
+        raise ValueError(f"adata.obsm[{spatial_key!r}] has NaN or infinite coordinates in {bad} spots.")
+    return coordinates
+
+
+def _report(stats: dict[str, Any], radii: dict[str, float]) -> None:
+    """Log the graph's statistics, and warn when they look like a mistake."""
+    logger.info(
+        "spatial graph: radius %s, %.2f neighbours on average, %d isolated and %d coincident spots, %d components",
+        ", ".join(f"{r:g}" for r in radii.values()),
+        *(stats[name] for name in ("mean_degree", "n_isolated", "n_coincident", "n_components")),
+    )
+    degree = stats["mean_degree"]
+    if not _SPARSE_DEGREE <= degree <= _DENSE_DEGREE:
+        warnings.warn(
+            f"spots have {degree:.3g} neighbours on average; is the radius in the units of the coordinates? "
+            "radius='auto' chooses one that gives about 6.",
+            UserWarning,
+            stacklevel=3,
+        )
