@@ -23,12 +23,20 @@ def read(path: Path) -> AnnData:
     check_choice("file format", path.suffix, _FORMATS)
     if not path.exists():
         raise FileNotFoundError(f"there is no {str(path)!r}.")
-    return anndata.read_h5ad(path) if path.suffix == ".h5ad" else anndata.read_zarr(path)
+    try:
+        return anndata.read_h5ad(path) if path.suffix == ".h5ad" else anndata.read_zarr(path)
+    except Exception as error:
+        # h5py, zarr and anndata raise many kinds, few of which name the file.
+        raise OSError(f"cannot read {str(path)!r}: {error}") from error
 
 
 def check_writable(path: Path) -> None:
     """Raise unless the path has a known format and its folder can be written to."""
     check_choice("file format", path.suffix, _FORMATS)
+    if path.exists() and path.is_dir() != (path.suffix == ".zarr"):
+        raise FileExistsError(
+            f"cannot write {str(path)!r}: a {'folder' if path.is_dir() else 'file'} of that name exists."
+        )
     folder = path.absolute().parent
     if not folder.is_dir():
         raise FileNotFoundError(f"cannot write {str(path)!r}: there is no folder {str(folder)!r}.")

@@ -11,8 +11,10 @@ if TYPE_CHECKING:
 
 
 def check_seed(seed: int) -> None:
-    """Raise unless the seed is a non-negative integer."""
+    """Raise unless the seed is an integer that torch and numpy both take."""
     check_number("seed", seed, minimum=0, integer=True)
+    if seed >= 2**63:
+        raise ValueError(f"seed must be an integer below 2**63, not {seed!r}.")
 
 
 def torch_generator(seed: int) -> torch.Generator:

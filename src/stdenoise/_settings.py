@@ -40,8 +40,8 @@ class Settings:
             raise AttributeError(f"there is no setting {name!r}; settings are {names}.{near_match(name, names)}")
         if name == "device" and not isinstance(value, str):
             raise TypeError(f"device must be a string such as 'auto', 'cpu' or 'cuda', not {value!r}.")
-        if name == "progress" and value is not None and not isinstance(value, bool):
-            raise TypeError(f"progress must be True, False or None, not {value!r}.")
+        if name == "progress":
+            _check_progress(value)
         object.__setattr__(self, name, value)
 
     @contextmanager
@@ -59,10 +59,16 @@ class Settings:
 
     def show_progress(self, progress: bool | None) -> bool:
         """Resolve a call's `progress` argument."""
+        _check_progress(progress)
         for choice in (progress, self.progress):
             if choice is not None:
                 return choice
         return sys.stderr.isatty()
+
+
+def _check_progress(value: Any) -> None:
+    if value is not None and not isinstance(value, bool):
+        raise TypeError(f"progress must be True, False or None, not {value!r}.")
 
 
 settings = Settings()

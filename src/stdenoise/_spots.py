@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,11 +21,10 @@ from torch import Tensor
 
 from stdenoise import _keys
 from stdenoise._keys import GraphKeys, ResultKeys
-from stdenoise._validate import check_anndata, check_counts, check_unique_genes, lookup, near_match
+from stdenoise._validate import check_counts, lookup, near_match
 from stdenoise.graph.csr import SpatialGraph, to_csr_tensor
 
 if TYPE_CHECKING:
-    import pandas as pd
     from anndata import AnnData
 
 logger = logging.getLogger("stdenoise")
@@ -105,6 +105,8 @@ def select_genes(adata: AnnData, genes: str | Sequence[str] | None) -> np.ndarra
         )
         positions = np.flatnonzero(chosen.to_numpy(dtype=bool))
     else:
+        if not isinstance(genes, Iterable):
+            raise TypeError(f"genes must be None, 'highly_variable' or a list of gene names, not {genes!r}.")
         names = list(genes)
         unknown = [name for name in names if name not in adata.var_names]
         if unknown:
@@ -135,9 +137,7 @@ def read_counts(adata: AnnData, layer: str | None, *, allow_fractions: bool = Fa
 def read_graph(adata: AnnData, graph_key: str) -> sparse.csr_matrix:
     """Read the adjacency matrix of a spatial graph, ours or squidpy's."""
     key = GraphKeys(graph_key).connectivities
-    adjacency = lookup(
-        adata.obsp, key, where="adata.obsp", advice="Build the graph first: st.pp.spatial_graph(adata)."
-    )
+    adjacency = lookup(adata.obsp, key, where="adata.obsp", advice="Build the graph first: st.pp.spatial_graph(adata).")
     if adjacency.shape != (adata.n_obs, adata.n_obs):
         raise ValueError(
             f"adata.obsp[{key!r}] has shape {adjacency.shape}, but adata has {adata.n_obs} spots; "
@@ -187,8 +187,6 @@ def read_spots(
     device
         Where the tensors go.
     """
-    check_anndata(adata)
-    check_unique_genes(adata)
     counts = read_counts(adata, layer, allow_fractions=allow_fractions)
     graph = None
     if graph_key is not None:
@@ -297,7 +295,6 @@ def write_denoised(
         if name in holder:
             del holder[name]
     for path, value in fields.items():
-        # Looked up anew each time: the first write turns a view into an actual AnnData.
         holder, name = _holder(adata, path)
         holder[name] = value
     logger.info("wrote %s", ", ".join(fields))
@@ -309,9 +306,27 @@ def stored_provenance(adata: AnnData, key: str) -> Mapping[str, Any]:
     return lookup(results, key, where="the denoised results of adata", advice="Run st.tl.denoise(adata) first.")
 
 
-def stored_values(adata: AnnData, name: str) -> np.ndarray | pd.DataFrame | None:
-    """Return a stored array: from `layers` (all genes) or `obsm` (a gene subset)."""
-    return adata.layers[name] if name in adata.layers else adata.obsm.get(name)
+def read_denoised(adata: AnnData, key: str) -> AnnData:
+    """Return a stored result as an AnnData of the modelled genes; nothing in it is shared with the original."""
+    from anndata import AnnData
+
+    provenance = stored_provenance(adata, key)
+    names = ResultKeys(key)
+    var = adata.var[adata.var[names.modelled]] if names.modelled in adata.var else adata.var
+    values = {
+        name: np.array(adata.layers[name] if name in adata.layers else adata.obsm[name])
+        for name in (names.mean, names.dispersion, names.dropout)
+        if name in adata.layers or name in adata.obsm
+    }
+    kept = [name for name in (_keys.SPATIAL, _keys.SPATIAL_FALLBACK, names.latent) if name in adata.obsm]
+    return AnnData(
+        X=values.pop(names.mean),
+        obs=adata.obs.copy(),
+        var=var.copy(),
+        layers={name.removeprefix(f"{key}_"): array for name, array in values.items()},
+        obsm={name: np.array(adata.obsm[name]) for name in kept},
+        uns={key: deepcopy(dict(provenance))},
+    )
 
 
 def _owned(adata: AnnData, key: str) -> list[str]:

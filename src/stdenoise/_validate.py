@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import difflib
+import logging
+import math
 from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from stdenoise import _keys
+
 if TYPE_CHECKING:
     from anndata import AnnData
+
+logger = logging.getLogger("stdenoise")
 
 T = TypeVar("T")
 
@@ -38,15 +44,21 @@ def check_number(
     """Raise unless the value is a finite number in range."""
     kind = "an integer" if integer else "a number"
     wanted = kind + (f" >= {minimum}" if minimum is not None else "") + (f" > {above}" if above is not None else "")
-    valid_type = isinstance(value, int | np.integer) if integer else isinstance(value, int | float | np.number)
+    valid_type = isinstance(value, int | np.integer if integer else int | float | np.integer | np.floating)
     if not valid_type or isinstance(value, bool):
         raise TypeError(f"{name} must be {wanted}, not {value!r}.")
-    if not np.isfinite(value) or (minimum is not None and value < minimum) or (above is not None and value <= above):
+    if (
+        not -math.inf < value < math.inf
+        or (minimum is not None and value < minimum)
+        or (above is not None and value <= above)
+    ):
         raise ValueError(f"{name} must be {wanted}, not {value!r}.")
 
 
 def lookup(mapping: Mapping[str, T], key: str, *, where: str, advice: str = "") -> T:
     """Return `mapping[key]`, or raise a `KeyError` that lists what is there."""
+    if not isinstance(key, str):
+        raise TypeError(f"a key of {where} must be a string, not {key!r}.")
     if key not in mapping:
         available = ", ".join(map(repr, mapping)) or "nothing"
         advice = f" {advice}" if advice else ""
@@ -64,6 +76,16 @@ def check_anndata(adata: Any) -> None:
         raise ValueError(f"adata is backed by {str(adata.filename)!r}; load it first: adata = adata.to_memory().")
     if adata.n_obs == 0 or adata.n_vars == 0:
         raise ValueError(f"adata is empty: {adata.n_obs} spots x {adata.n_vars} genes.")
+
+
+def output_of(adata: AnnData, *, copy: bool) -> AnnData:
+    """Return the AnnData to write to: a copy, or the one given, which stops being a view."""
+    if copy:
+        return adata.copy()
+    if adata.is_view:
+        # What anndata does at the first write, without its warning: writing is what the caller asked for.
+        adata._init_as_actual(adata.copy())
+    return adata
 
 
 def check_unique_genes(adata: AnnData) -> None:
@@ -108,3 +130,29 @@ def check_counts(values: np.ndarray, *, where: str, allow_fractions: bool) -> No
         if values.max() < 16:
             raise ValueError(f"{where} looks log-transformed, not raw counts: {example}, and none exceeds 16. {advice}")
         raise ValueError(f"{where} does not hold raw counts: {example}. {advice}")
+
+
+def find_spatial_key(adata: AnnData, spatial_key: str) -> str:
+    """Return the key, or `"X_spatial"` where `"spatial"` is asked for and only the other is there."""
+    if spatial_key == _keys.SPATIAL and spatial_key not in adata.obsm and _keys.SPATIAL_FALLBACK in adata.obsm:
+        logger.info("no obsm['spatial']: reading coordinates from obsm['X_spatial']")
+        return _keys.SPATIAL_FALLBACK
+    return spatial_key
+
+
+def read_coordinates(adata: AnnData, spatial_key: str) -> np.ndarray:
+    """Read the coordinates, shape `(n_spots, 2)` or `(n_spots, 3)`, or raise."""
+    spatial_key = find_spatial_key(adata, spatial_key)
+    values = lookup(
+        adata.obsm,
+        spatial_key,
+        where="adata.obsm",
+        advice="Store the coordinates of the spots there, or name their key.",
+    )
+    coordinates = np.asarray(values, dtype=np.float64)
+    if coordinates.ndim != 2 or coordinates.shape[1] not in (2, 3):
+        raise ValueError(f"adata.obsm[{spatial_key!r}] must have 2 or 3 columns, but has shape {coordinates.shape}.")
+    bad = int((~np.isfinite(coordinates).all(axis=1)).sum())
+    if bad:
+        raise ValueError(f"adata.obsm[{spatial_key!r}] has NaN or infinite coordinates in {bad} spots.")
+    return coordinates

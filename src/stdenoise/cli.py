@@ -15,7 +15,10 @@ import click
 
 import stdenoise as st
 from stdenoise import _files, _keys
+from stdenoise._device import resolve_device
 from stdenoise._keys import GraphKeys, ResultKeys
+from stdenoise._random import check_seed
+from stdenoise.methods._registry import make_method
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -26,10 +29,12 @@ _MIN_TOTAL = 100
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(st.__version__, prog_name="stdenoise")
-def main() -> None:
+@click.option("-v", "--verbose", is_flag=True, help="Say on standard error what is being done.")
+def main(*, verbose: bool) -> None:
     """Denoise spatial transcriptomics counts."""
     logging.basicConfig(stream=sys.stderr, format="%(message)s")
-    logging.getLogger("stdenoise").setLevel(logging.INFO)
+    if verbose:
+        logging.getLogger("stdenoise").setLevel(logging.INFO)
 
 
 @main.command()
@@ -43,7 +48,7 @@ def main() -> None:
     help=f"Model this many highly variable genes (seurat_v3), chosen among those with more than {_MIN_TOTAL} counts.",
 )
 @click.option("--layer", help="Layer with the raw counts; X if not given.")
-@click.option("--radius", default="auto", show_default=True, help="Radius of the spatial graph, where there is none yet.")
+@click.option("--radius", help="Radius of the spatial graph, where IN has none; chosen automatically if not given.")
 @click.option("--graph-key", default=_keys.SPATIAL, show_default=True, help="Key of the spatial graph.")
 @click.option("--spatial-key", default=_keys.SPATIAL, show_default=True, help="Key of the coordinates in obsm.")
 @click.option("--library-key", help="Column of obs naming the section of each spot.")
@@ -60,7 +65,7 @@ def denoise(
     genes: str | None,
     n_top_genes: int | None,
     layer: str | None,
-    radius: str,
+    radius: str | None,
     graph_key: str,
     spatial_key: str,
     library_key: str | None,
@@ -74,7 +79,9 @@ def denoise(
     with _one_line_errors():
         if genes is not None and n_top_genes is not None:
             raise ValueError("--genes and --n-top-genes exclude each other; give one.")
-        params = dict(_parse_setting(setting) for setting in settings)
+        denoiser = make_method(method, dict(_parse_setting(setting) for setting in settings))
+        resolve_device(device)
+        check_seed(seed)
         _files.check_writable(target)
         if source.resolve() == target.resolve():
             raise ValueError(f"IN and OUT are the same, {str(source)!r}; the input is never overwritten.")
@@ -87,14 +94,19 @@ def denoise(
         if GraphKeys(graph_key).connectivities not in adata.obsp:
             st.pp.spatial_graph(
                 adata,
-                radius=_number(radius),
+                radius="auto" if radius is None else _literal(radius),
                 library_key=library_key,
                 spatial_key=spatial_key,
                 key_added=graph_key,
             )
+        elif radius is not None:
+            raise ValueError(
+                f"--radius {radius} has no effect: IN already has a graph {graph_key!r}. "
+                "Leave --radius out, or name another graph with --graph-key."
+            )
         st.tl.denoise(
             adata,
-            method=method,
+            method=denoiser,
             layer=layer,
             genes=chosen,
             graph_key=graph_key,
@@ -103,11 +115,10 @@ def denoise(
             device=device,
             seed=seed,
             progress=progress,
-            **params,
         )
         seconds = time.perf_counter() - start
         _files.write(adata, target)
-    _summary(adata, key_added or method, target, seconds)
+    _summary(adata, key_added or method, graph_key, target, seconds)
 
 
 @main.command()
@@ -148,7 +159,7 @@ def demo(folder: Path, n_epochs: int) -> None:
         axes[0, 0].figure.savefig(figure, dpi=110)
         data = folder / "demo.h5ad"
         _files.write(adata, data)
-    _summary(adata, "dusted", data, seconds)
+    _summary(adata, "dusted", _keys.SPATIAL, data, seconds)
     click.echo("Mean squared error against the truth, log1p of counts per 10,000:")
     click.echo(f"  raw counts  {before:.3f}")
     click.echo(f"  denoised    {after:.3f}")
@@ -161,7 +172,7 @@ def _one_line_errors() -> Iterator[None]:
     """Turn an error of the input into one line and exit code 2."""
     try:
         yield
-    except (ValueError, KeyError, TypeError, OSError) as error:
+    except (ValueError, KeyError, TypeError, OSError, FloatingPointError) as error:
         # str() of a KeyError would quote its message.
         message = error.args[0] if isinstance(error, KeyError) and error.args else error
         click.echo(f"Error: {' '.join(str(message).split())}", err=True)
@@ -180,13 +191,6 @@ def _literal(value: str) -> Any:
     try:
         return ast.literal_eval(value)
     except (ValueError, SyntaxError):
-        return value
-
-
-def _number(value: str) -> float | str:
-    try:
-        return float(value)
-    except ValueError:
         return value
 
 
@@ -212,7 +216,7 @@ def _mark_highly_variable(adata: AnnData, n_top_genes: int, layer: str | None) -
     adata.var[_keys.HIGHLY_VARIABLE] = marked
 
 
-def _summary(adata: AnnData, key: str, path: Path, seconds: float) -> None:
+def _summary(adata: AnnData, key: str, graph_key: str, path: Path, seconds: float) -> None:
     """Print what was written, the loss, time and memory."""
     record = adata.uns[key]
     loss = record["history"].get("loss")
@@ -220,6 +224,7 @@ def _summary(adata: AnnData, key: str, path: Path, seconds: float) -> None:
     lines = {
         "method": f"{record['method']}, seed {record['seed']}, {record['device']}",
         "data": f"{adata.n_obs} spots x {n_genes} genes, scale {record['scale']}",
+        "graph": _graph_line(adata, graph_key),
         "written": ", ".join(record["written"]),
         "loss": f"{loss[0]:.4f} first, {loss[-1]:.4f} last, {len(loss)} epochs" if loss is not None else "",
         "time": f"{seconds:.1f} s",
@@ -229,6 +234,17 @@ def _summary(adata: AnnData, key: str, path: Path, seconds: float) -> None:
     for label, value in lines.items():
         if value:
             click.echo(f"{label:<8} {value}")
+
+
+def _graph_line(adata: AnnData, graph_key: str) -> str:
+    """Statistics of the graph, where we built it."""
+    stats = adata.uns.get(GraphKeys(graph_key).uns, {}).get("stats")
+    if stats is None:
+        return ""
+    return (
+        f"{stats['mean_degree']:.2f} neighbours on average, {stats['n_isolated']} isolated and "
+        f"{stats['n_coincident']} coincident spots, {stats['n_components']} components"
+    )
 
 
 def _peak_memory() -> str:

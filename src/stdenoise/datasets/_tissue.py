@@ -69,7 +69,7 @@ def tissue(n_spots: int = 1200, n_genes: int = 300, *, seed: int = 0) -> AnnData
     return AnnData(
         X=sparse.csr_matrix(counts, dtype=np.float32),
         obs=pd.DataFrame(
-            {"region": pd.Categorical.from_codes(region, categories=list(_REGIONS))},
+            {"region": pd.Categorical.from_codes(region, categories=pd.Index(_REGIONS))},
             index=[f"spot{i}" for i in range(n_spots)],
         ),
         var=pd.DataFrame(index=[f"gene{j}" for j in range(n_genes)]),

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from stdenoise._keys import ResultKeys
-
 if TYPE_CHECKING:
     from anndata import AnnData
 
@@ -41,24 +37,6 @@ def denoised(adata: AnnData, key: str = "dusted") -> AnnData:
     >>> list(st.get.denoised(adata).var_names)
     ['gene0', 'gene3']
     """
-    from anndata import AnnData
+    from stdenoise._spots import read_denoised
 
-    from stdenoise._spots import stored_provenance, stored_values
-
-    provenance = stored_provenance(adata, key)
-    names = ResultKeys(key)
-    var = adata.var[adata.var[names.modelled]] if names.modelled in adata.var else adata.var
-    values = {
-        name: np.array(stored)
-        for name in (names.mean, names.dispersion, names.dropout)
-        if (stored := stored_values(adata, name)) is not None
-    }
-    kept = [name for name in ("spatial", "X_spatial", names.latent) if name in adata.obsm]
-    return AnnData(
-        X=values.pop(names.mean),
-        obs=adata.obs.copy(),
-        var=var.copy(),
-        layers={name.removeprefix(f"{key}_"): array for name, array in values.items()},
-        obsm={name: np.array(adata.obsm[name]) for name in kept},
-        uns={key: dict(provenance)},
-    )
+    return read_denoised(adata, key)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from stdenoise import _keys
-from stdenoise._validate import check_anndata, check_unique_genes
+from stdenoise._validate import check_anndata, check_unique_genes, read_coordinates
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -74,6 +74,7 @@ def pyg(
         x=torch.tensor(counts.toarray(), dtype=torch.float32),
         edge_index=torch.stack([graph.col.long(), graph.row.long()]),
     )
-    if spatial_key in adata.obsm:
-        data.pos = torch.tensor(adata.obsm[spatial_key], dtype=torch.float32)
+    # A graph needs no coordinates, but a key that was asked for must be there.
+    if spatial_key != _keys.SPATIAL or _keys.SPATIAL in adata.obsm or _keys.SPATIAL_FALLBACK in adata.obsm:
+        data.pos = torch.tensor(read_coordinates(adata, spatial_key), dtype=torch.float32)
     return data

@@ -41,6 +41,18 @@ def transpose_csr(matrix: Tensor) -> Tensor:
     return matrix.transpose(0, 1).to_sparse_csr()
 
 
+def select_rows(matrix: Tensor, rows: Tensor) -> Tensor:
+    """Take rows of a CSR tensor, shape `(len(rows), n_columns)`."""
+    crow, col, values = matrix.crow_indices(), matrix.col_indices(), matrix.values()
+    counts = crow.diff()[rows]
+    taken = torch.zeros(len(rows) + 1, dtype=crow.dtype, device=crow.device)
+    torch.cumsum(counts, 0, out=taken[1:])
+    # Position of each kept entry: its offset within its row, counted from where that row begins.
+    shift = torch.repeat_interleave(crow[rows] - taken[:-1], counts)
+    position = shift + torch.arange(len(shift), device=crow.device)
+    return torch.sparse_csr_tensor(taken, col[position], values[position], size=(len(rows), matrix.shape[1]))
+
+
 @dataclass(frozen=True)
 class SpatialGraph:
     """Directed graph in CSR form: row `i` lists the spots that send to spot `i`.
@@ -168,7 +180,7 @@ def aggregate(graph: SpatialGraph, weights: Tensor, values: Tensor) -> Tensor:
     -------
     Shape `(n_spots, k)`; differentiable in `weights` and `values`.
     """
-    return _Aggregate.apply(graph, weights, values)  # type: ignore[no-any-return]
+    return _Aggregate.apply(graph, weights, values)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _SparseLinear(torch.autograd.Function):
@@ -192,4 +204,4 @@ def sparse_linear(matrix: Tensor, transposed: Tensor, weight: Tensor) -> Tensor:
     weight
         Shape `(k, m)`.
     """
-    return _SparseLinear.apply(matrix, transposed, weight)  # type: ignore[no-any-return]
+    return _SparseLinear.apply(matrix, transposed, weight)  # type: ignore[no-any-return, no-untyped-call]

@@ -10,9 +10,11 @@ from scipy.spatial import cKDTree
 
 # A jump of 5 % between successive pair distances marks the gap between two rings of a lattice; distances in tissue without
 # a lattice are dense and have none.
-_LATTICE_GAP = 1.05
-# How far the mean degree may stray from the one asked for in order to end in such a gap.
-_DEGREE_SLACK = 0.1
+_LATTICE_GAP = np.log(1.05)
+# How far the mean degree may stray from the one asked for in order to end in such a gap: a square array has 4 or 8
+# neighbours, never 6. Fewer spots than these show such gaps by chance.
+_DEGREE_SLACK = 0.4
+_LATTICE_SPOTS = 30
 
 
 @dataclass(frozen=True)
@@ -45,8 +47,11 @@ def radius_edges(coordinates: np.ndarray, radius: float) -> Edges:
         In units of the coordinates.
     """
     places = _Places(coordinates)
-    pairs = places.tree.query_pairs(radius, output_type="ndarray")
-    return places.edges(pairs, places.lengths(pairs), radius)
+    # The tree compares squares, which rounding can push over the bound; the lengths themselves decide.
+    pairs = places.tree.query_pairs(radius * (1 + 1e-9), output_type="ndarray")
+    lengths = places.lengths(pairs)
+    near = lengths <= radius
+    return places.edges(pairs[near], lengths[near], radius)
 
 
 def auto_radius_edges(coordinates: np.ndarray, mean_degree: float) -> Edges:
@@ -70,15 +75,15 @@ def auto_radius_edges(coordinates: np.ndarray, mean_degree: float) -> Edges:
     # Candidates are the ends of runs of equal lengths.
     last = np.flatnonzero(np.append(lengths[1:] > lengths[:-1], True))
     cut = last[np.argmin(np.abs(degree[last] - wanted))]
-    close = last[np.abs(degree[last] - wanted) <= _DEGREE_SLACK * wanted]
-    close = close[close + 1 < len(lengths)]
-    if len(close):
-        gaps = lengths[close + 1] / lengths[close]
-        if gaps.max() > _LATTICE_GAP:
-            cut = close[np.argmax(gaps)]
-    following = lengths[cut + 1] if cut + 1 < len(lengths) else lengths[cut]
-    in_gap = following > _LATTICE_GAP * lengths[cut]
-    radius = (lengths[cut] + following) / 2 if in_gap else lengths[cut]
+    radius = lengths[cut]
+    inner = last[:-1]
+    inner = inner[np.abs(degree[inner] - wanted) <= _DEGREE_SLACK * wanted]
+    gap = np.log(lengths[inner + 1] / lengths[inner])
+    if n_spots >= _LATTICE_SPOTS and gap.max(initial=0.0) > _LATTICE_GAP:
+        # Rounded coordinates leave small gaps within a ring, too; only the wide ones count.
+        rings = inner[gap > gap.max() / 2]
+        cut = rings[np.argmin(np.abs(degree[rings] - wanted))]
+        radius = (lengths[cut] + lengths[cut + 1]) / 2
     return places.edges(pairs[: cut + 1], lengths[: cut + 1], float(radius))
 
 
@@ -109,9 +114,7 @@ class _Places:
 
     def __init__(self, coordinates: np.ndarray) -> None:
         self.n_spots = len(coordinates)
-        self.sites, self.site, self.occupants = np.unique(
-            coordinates, axis=0, return_inverse=True, return_counts=True
-        )
+        self.sites, self.site, self.occupants = np.unique(coordinates, axis=0, return_inverse=True, return_counts=True)
         self.site = self.site.ravel()
         self.tree = cKDTree(self.sites)
 
@@ -120,11 +123,11 @@ class _Places:
         squared = np.zeros(len(pairs))
         for axis in self.sites.T:
             squared += (axis[pairs[:, 0]] - axis[pairs[:, 1]]) ** 2
-        return np.sqrt(squared)
+        return np.asarray(np.sqrt(squared))
 
     def multiplicity(self, pairs: np.ndarray) -> np.ndarray:
         """Pairs of spots that each pair of sites stands for."""
-        return self.occupants[pairs[:, 0]] * self.occupants[pairs[:, 1]]
+        return np.asarray(self.occupants[pairs[:, 0]] * self.occupants[pairs[:, 1]])
 
     def edges(self, pairs: np.ndarray, lengths: np.ndarray, radius: float) -> Edges:
         """Expand pairs of sites to pairs of spots, in both directions."""

@@ -96,9 +96,7 @@ def make_config(
     choices = [*known, "preset"] if presets else known
     unknown = [name for name in params if name not in known]
     if unknown:
-        raise TypeError(
-            f"{method} has no parameter {unknown[0]!r}; it has {choices}.{near_match(unknown[0], choices)}"
-        )
+        raise TypeError(f"{method} has no parameter {unknown[0]!r}; it has {choices}.{near_match(unknown[0], choices)}")
     values: dict[str, Any] = {}
     if preset is not None:
         presets = presets or {}

@@ -56,7 +56,7 @@ def attention_weights(graph: SpatialGraph, source: Tensor, target: Tensor) -> Te
     -------
     Edge weights, shape `(E,)`, summing to one over the in-edges of each spot.
     """
-    return _AttentionWeights.apply(graph, source, target)  # type: ignore[no-any-return]
+    return _AttentionWeights.apply(graph, source, target)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class GraphAttention(nn.Module):

@@ -33,7 +33,7 @@ class ChannelGate(nn.Module):
 
 def _linear(n_in: int, n_out: int, generator: torch.Generator) -> nn.Linear:
     # torch's default initialisation, but from our generator instead of the global one.
-    layer = nn.utils.skip_init(nn.Linear, n_in, n_out)
+    layer: nn.Linear = nn.utils.skip_init(nn.Linear, n_in, n_out)
     bound = n_in**-0.5
     with torch.no_grad():
         for parameter in layer.parameters():

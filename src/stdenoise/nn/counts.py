@@ -52,9 +52,7 @@ def count_blocks(counts: Tensor, block_entries: int = BLOCK_ENTRIES) -> list[Cou
     for start, stop, lo, hi in zip(bounds, bounds[1:], pointers, pointers[1:], strict=False):
         rows = torch.repeat_interleave(torch.arange(stop - start, device=col.device), crow[start : stop + 1].diff())
         count = values[lo:hi].double()
-        blocks.append(
-            CountBlock(start, stop, rows * n_genes + col[lo:hi], count, torch.lgamma(count + 1).sum())
-        )
+        blocks.append(CountBlock(start, stop, rows * n_genes + col[lo:hi], count, torch.lgamma(count + 1).sum()))
     return blocks
 
 
@@ -109,13 +107,9 @@ def count_loss_(logits: Sequence[Tensor], block: CountBlock, size_factors: Tenso
     mu_at, theta_at, f_at = (x.view(-1)[at].double() for x in (mu, theta, zero_term))
     y = block.count
     total = mu_at + theta_at
-    nonzero_term = (
-        f_at + torch.lgamma(theta_at) - torch.lgamma(y + theta_at) + y * (total.log() - (mu_at + EPS).log())
-    )
+    nonzero_term = f_at + torch.lgamma(theta_at) - torch.lgamma(y + theta_at) + y * (total.log() - (mu_at + EPS).log())
     slope_mean = mu_at * (theta_at + y) / total - y * mu_at / (mu_at + EPS)
-    slope_theta = (
-        d_theta.view(-1)[at].double() + torch.digamma(theta_at) - torch.digamma(y + theta_at) + y / total
-    )
+    slope_theta = d_theta.view(-1)[at].double() + torch.digamma(theta_at) - torch.digamma(y + theta_at) + y / total
 
     if len(logits) == 2:
         loss = zero_term.sum(dtype=torch.float64) + (nonzero_term - f_at).sum()
@@ -148,9 +142,7 @@ def count_loss_(logits: Sequence[Tensor], block: CountBlock, size_factors: Tenso
 
 class _HeadsLoss(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, blocks: Sequence[CountBlock], size_factors: Tensor, scale: float, *heads: Tensor
-    ) -> Tensor:
+    def forward(ctx: Any, blocks: Sequence[CountBlock], size_factors: Tensor, scale: float, *heads: Tensor) -> Tensor:
         n_heads = len(heads) // 2
         inputs, weights = heads[:n_heads], heads[n_heads:]
         d_inputs = [torch.empty_like(x) for x in inputs]
@@ -206,4 +198,4 @@ def heads_loss(
     -------
     A scalar, differentiable once in `inputs` and `weights`.
     """
-    return _HeadsLoss.apply(blocks, size_factors, scale, *inputs, *weights)  # type: ignore[no-any-return]
+    return _HeadsLoss.apply(blocks, size_factors, scale, *inputs, *weights)  # type: ignore[no-any-return, no-untyped-call]

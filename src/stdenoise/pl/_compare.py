@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stdenoise import _keys
-from stdenoise._validate import lookup, near_match
+from stdenoise._validate import lookup, near_match, read_coordinates
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -66,26 +66,23 @@ def compare(
     """
     import matplotlib.pyplot as plt
 
-    from stdenoise._spots import stored_provenance
-    from stdenoise.get import denoised
+    from stdenoise._spots import read_denoised
 
-    record = stored_provenance(adata, key)
-    result = denoised(adata, key)
+    result = read_denoised(adata, key)
+    record = result.uns[key]
     genes = [genes] if isinstance(genes, str) else list(genes)
     missing = [gene for gene in genes if gene not in result.var_names]
     if missing or not genes:
         hint = near_match(missing[0], result.var_names) if missing else ""
         raise KeyError(f"genes {missing[:5]} are not among the {result.n_vars} genes modelled in {key!r}.{hint}")
-    xy = np.asarray(lookup(adata.obsm, spatial_key, where="adata.obsm"))[:, :2]
+    xy = read_coordinates(adata, spatial_key)[:, :2]
     used = record["layer"] if layer is None else layer
     source = adata.X if used == "X" else lookup(adata.layers, used, where="adata.layers")
     columns = adata.var_names.get_indexer(result.var_names)
     raw = source[:, columns]
     panels = {
         "raw": _columns(raw, result.var_names.get_indexer(genes), normalize),
-        key: _columns(
-            result.X, result.var_names.get_indexer(genes), normalize and record["scale"] == "counts"
-        ),
+        key: _columns(result.X, result.var_names.get_indexer(genes), normalize and record["scale"] == "counts"),
     }
 
     height = 3.2 * np.clip(np.ptp(xy[:, 1]) / max(np.ptp(xy[:, 0]), 1e-12), 0.5, 2)
@@ -100,7 +97,7 @@ def compare(
             ax.set(title=f"{gene}, {title}", xticks=[], yticks=[], aspect="equal")
             ax.spines[:].set_visible(False)
             bar = figure.colorbar(dots, ax=ax, shrink=0.7)
-            bar.outline.set_visible(False)  # type: ignore[operator]
+            bar.outline.set_visible(False)
     axes[0, 0].invert_yaxis()
     return np.asarray(axes)
 

@@ -10,7 +10,14 @@ import numpy as np
 
 from stdenoise import _keys
 from stdenoise._keys import GraphKeys
-from stdenoise._validate import check_anndata, check_number, lookup
+from stdenoise._validate import (
+    check_anndata,
+    check_number,
+    find_spatial_key,
+    lookup,
+    output_of,
+    read_coordinates,
+)
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -19,6 +26,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("stdenoise")
 
+_MEAN_DEGREE = 6.0
 _SPARSE_DEGREE, _DENSE_DEGREE = 1, 50
 
 
@@ -27,7 +35,7 @@ def spatial_graph(
     *,
     radius: float | str = "auto",
     n_neighbors: int | None = None,
-    mean_degree: float = 6.0,
+    mean_degree: float = _MEAN_DEGREE,
     library_key: str | None = None,
     spatial_key: str = _keys.SPATIAL,
     key_added: str = _keys.SPATIAL,
@@ -41,8 +49,8 @@ def spatial_graph(
         Annotated data with coordinates of shape `(n_spots, 2)` or `(n_spots, 3)` in `obsm`.
     radius
         Join spots at a distance in `(0, radius]`, in units of the coordinates. `"auto"` chooses the radius that brings the
-        mean number of neighbours as near as possible to `mean_degree`; on a lattice such as Visium's it ends between two
-        rings of neighbours.
+        mean number of neighbours as near as possible to `mean_degree`; on an array it ends between two rings of neighbours:
+        Visium's hexagonal one gives 6 in the interior, a square one 8 (or 4, with `mean_degree=4`).
     n_neighbors
         Instead of a radius: join each spot to this many nearest ones, in both directions, so that some get more.
     mean_degree
@@ -103,7 +111,10 @@ def spatial_graph(
         if radius != "auto":
             raise ValueError(f"radius={radius!r} and n_neighbors={n_neighbors!r} exclude each other; give one.")
     check_number("mean_degree", mean_degree, above=0)
-    coordinates = _coordinates(adata, spatial_key)
+    if mean_degree != _MEAN_DEGREE and (n_neighbors is not None or radius != "auto"):
+        raise ValueError(f"mean_degree={mean_degree!r} applies to radius='auto' only.")
+    spatial_key = find_spatial_key(adata, spatial_key)
+    coordinates = read_coordinates(adata, spatial_key)
 
     from scipy import sparse
     from scipy.sparse.csgraph import connected_components
@@ -113,7 +124,9 @@ def spatial_graph(
     def edges_of(xy: np.ndarray) -> Edges:
         if n_neighbors is not None:
             return build.neighbor_edges(xy, n_neighbors)
-        return build.auto_radius_edges(xy, mean_degree) if radius == "auto" else build.radius_edges(xy, radius)
+        if isinstance(radius, str):
+            return build.auto_radius_edges(xy, mean_degree)
+        return build.radius_edges(xy, radius)
 
     if library_key is None:
         whole = edges_of(coordinates)
@@ -148,11 +161,18 @@ def spatial_graph(
 
     keys = GraphKeys(key_added)
     params: dict[str, Any] = {"coord_type": "generic", "spatial_key": spatial_key, "library_key": library_key or ""}
-    params |= {"n_neighbors": n_neighbors} if n_neighbors is not None else {"mean_degree": mean_degree}
-    params["radius"] = radii if library_key is not None else radii[""]
+    if n_neighbors is not None:
+        params["n_neighbors"] = n_neighbors
+    elif radius == "auto":
+        params["mean_degree"] = mean_degree
+    if library_key is None:
+        params["radius"] = radii[""]
+    else:
+        # Names as values: a "/" in a key would not survive the disk.
+        params |= {"libraries": np.array(list(radii), dtype=object), "radius": np.array(list(radii.values()))}
     connectivities = distances.copy()
     connectivities.data = np.ones_like(distances.data)
-    out = adata.copy() if copy else adata
+    out = output_of(adata, copy=copy)
     out.obsp[keys.connectivities] = connectivities
     out.obsp[keys.distances] = distances
     out.uns[keys.uns] = {
@@ -162,23 +182,6 @@ def spatial_graph(
         "stats": stats,
     }
     return out if copy else None
-
-
-def _coordinates(adata: AnnData, spatial_key: str) -> np.ndarray:
-    """Read and check the coordinates."""
-    if spatial_key == _keys.SPATIAL and spatial_key not in adata.obsm and _keys.SPATIAL_FALLBACK in adata.obsm:
-        logger.info("no obsm['spatial']: reading coordinates from obsm['X_spatial']")
-        spatial_key = _keys.SPATIAL_FALLBACK
-    values = lookup(
-        adata.obsm, spatial_key, where="adata.obsm", advice="Store the coordinates of the spots there, or name their key."
-    )
-    coordinates = np.asarray(values, dtype=np.float64)
-    if coordinates.ndim != 2 or coordinates.shape[1] not in (2, 3):
-        raise ValueError(f"adata.obsm[{spatial_key!r}] must have 2 or 3 columns, but has shape {coordinates.shape}.")
-    bad = int((~np.isfinite(coordinates).all(axis=1)).sum())
-    if bad:
-        raise ValueError(f"adata.obsm[{spatial_key!r}] has NaN or infinite coordinates in {bad} spots.")
-    return coordinates
 
 
 def _report(stats: dict[str, Any], radii: dict[str, float]) -> None:

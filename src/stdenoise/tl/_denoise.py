@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from stdenoise import _keys
 from stdenoise._random import check_seed
 from stdenoise._settings import settings
-from stdenoise._validate import check_anndata
+from stdenoise._validate import check_anndata, check_unique_genes, output_of
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -106,11 +106,15 @@ def denoise(
     denoiser = make_method(method, params)
     check_seed(seed)
     check_anndata(adata)
+    check_unique_genes(adata)
+    show_progress = settings.show_progress(progress)
+    key = denoiser.info.name if key_added is None else key_added
+    if not isinstance(key, str) or not key:
+        raise TypeError(f"key_added must be a name or None, not {key_added!r}.")
 
     from stdenoise import _spots
     from stdenoise._device import resolve_device
 
-    key = key_added or denoiser.info.name
     positions = _spots.select_genes(adata, genes)
     _spots.check_key_is_free(adata, key)
     target = resolve_device(device)
@@ -123,8 +127,8 @@ def denoise(
         allow_fractions=not check_counts,
         device=target,
     )
-    result = denoiser.fit(spots, seed=seed, progress=settings.show_progress(progress))
-    out = adata.copy() if copy else adata
+    result = denoiser.fit(spots, seed=seed, progress=show_progress)
+    out = output_of(adata, copy=copy)
     _spots.write_denoised(
         out,
         result,

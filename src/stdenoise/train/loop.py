@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -71,7 +71,7 @@ def train(
                 # Before the step: these are the weights that gave this loss.
                 best_loss = value
                 _copy(parameters, best)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             history["gradient_norm"].append(nn.utils.clip_grad_norm_(parameters, clip).item())
             history["loss"].append(value)
             optimizer.step()
@@ -83,6 +83,6 @@ def train(
 
 
 @torch.no_grad()
-def _copy(sources: list[Tensor], targets: list[Tensor]) -> None:
+def _copy(sources: Sequence[Tensor], targets: Sequence[Tensor]) -> None:
     for source, target in zip(sources, targets, strict=True):
         target.copy_(source)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stdenoise.graph.csr import SpatialGraph, aggregate, sparse_linear, transpose_csr
+from stdenoise.graph.csr import SpatialGraph, aggregate, select_rows, sparse_linear, transpose_csr
 from stdenoise.methods.dusted.config import DUSTEDConfig
 from stdenoise.nn.attention import GraphAttention
 from stdenoise.nn.channel import ChannelGate
@@ -79,9 +79,7 @@ class DUSTEDModule(nn.Module):
         if batch.scored is not None:
             inputs = [x[batch.scored] for x in inputs]
             size_factors = size_factors[batch.scored]
-        return heads_loss(
-            inputs, [head.weight for head in self._heads], batch.blocks, size_factors, scale=batch.scale
-        )
+        return heads_loss(inputs, [head.weight for head in self._heads], batch.blocks, size_factors, scale=batch.scale)
 
     @torch.no_grad()
     def predict(self, batch: Batch) -> tuple[Tensor, Tensor, list[Tensor]]:
@@ -136,6 +134,6 @@ def make_batch(
         graph=graph.with_self_loops(),
         size_factors=size_factors,
         scored=rows,
-        blocks=count_blocks(counts if rows is None else counts.index_select(0, rows)),
+        blocks=count_blocks(counts if rows is None else select_rows(counts, rows)),
         scale=1.0 / (n_scored * (n_genes if per_entry else 1)),
     )

@@ -1,0 +1,357 @@
+import logging
+import os
+import re
+import subprocess
+import sys
+from unittest import mock
+
+import anndata as ad
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+import stdenoise as st
+from stdenoise import _files, cli
+
+FAST = ["--set", "n_hidden=8", "--set", "n_latent=3", "--set", "n_epochs=3", "--set", "lr=0.01"]
+
+
+@pytest.fixture
+def run():
+    """Run a command as a user does: without the log handlers of pytest."""
+
+    def invoke(*arguments):
+        logger = logging.getLogger("stdenoise")
+        level = logger.level
+        try:
+            with mock.patch.object(logging.root, "handlers", []):
+                return CliRunner().invoke(cli.main, [str(argument) for argument in arguments])
+        finally:
+            logger.setLevel(level)
+
+    return invoke
+
+
+@pytest.fixture
+def section(tmp_path):
+    """A file with counts and coordinates, without a graph."""
+    path = tmp_path / "section.h5ad"
+    st.datasets.tissue(n_spots=61, n_genes=12).write_h5ad(path)
+    return path
+
+
+@pytest.fixture
+def deep_section(tmp_path):
+    """A file with enough counts for a choice of highly variable genes; its last five genes are rare."""
+    adata = st.datasets.tissue(n_spots=200, n_genes=30)
+    counts = 10 * adata.X.toarray()
+    counts[:, -5:] = counts[:, -5:] > np.quantile(counts[:, -5:], 0.9, axis=0)
+    adata.X = counts
+    adata.layers["raw_counts"] = counts
+    path = tmp_path / "deep.h5ad"
+    adata.write_h5ad(path)
+    return path
+
+
+def lines_of(text):
+    return [line for line in text.splitlines() if line.strip()]
+
+
+def names_in(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+# denoise
+
+
+@pytest.mark.parametrize("suffix_in", [".h5ad", ".zarr"])
+@pytest.mark.parametrize("suffix_out", [".h5ad", ".zarr"])
+def test_denoise_reads_and_writes_both_formats(run, tmp_path, suffix_in, suffix_out):
+    source, target = tmp_path / f"in{suffix_in}", tmp_path / f"out{suffix_out}"
+    adata = st.datasets.tissue(n_spots=61, n_genes=12)
+    _files.write(adata, source)
+    result = run("denoise", source, target, *FAST)
+    assert result.exit_code == 0, result.output
+    st.pp.spatial_graph(adata)
+    st.tl.denoise(adata, n_hidden=8, n_latent=3, n_epochs=3, lr=0.01)
+    back = _files.read(target)
+    np.testing.assert_array_equal(back.layers["dusted_mean"], adata.layers["dusted_mean"])
+    np.testing.assert_array_equal(back.X.toarray(), adata.X.toarray())
+    assert names_in(tmp_path) == sorted([source.name, target.name])
+
+
+def test_denoise_prints_a_summary(run, section, tmp_path):
+    result = run("denoise", section, tmp_path / "out.h5ad", *FAST, "--seed", 5)
+    summary = dict(line.split(maxsplit=1) for line in lines_of(result.stdout))
+    assert list(summary) == ["method", "data", "written", "loss", "time", "memory", "file"]
+    assert summary["method"] == "dusted, seed 5, cpu"
+    assert summary["data"] == "61 spots x 12 genes, scale counts"
+    assert summary["written"].startswith(
+        "layers/dusted_mean, layers/dusted_dispersion, layers/dusted_dropout, obsm/X_dust"
+    )
+    assert re.fullmatch(r"\d+\.\d{4} first, \d+\.\d{4} last, 3 epochs", summary["loss"])
+    assert re.fullmatch(r"\d+\.\d s", summary["time"])
+    assert summary["file"] == str(tmp_path / "out.h5ad")
+
+
+@pytest.mark.parametrize(("flag", "shown"), [([], True), (["--progress"], True), (["--no-progress"], False)])
+def test_progress_goes_to_standard_error(run, section, tmp_path, flag, shown):
+    result = run("denoise", section, tmp_path / "out.h5ad", *FAST, *flag)
+    assert ("3/3" in result.stderr) == shown
+    assert "3/3" not in result.stdout
+
+
+def test_the_log_goes_to_standard_error(run, section, tmp_path):
+    result = run("denoise", section, tmp_path / "out.h5ad", *FAST)
+    assert "spatial graph: radius" in result.stderr
+    assert "spatial graph: radius" not in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        (["n_epochs=2"], {"n_epochs": 2}),
+        (["lr=1e-3", "alpha=0.5"], {"lr": 1e-3, "alpha": 0.5}),
+        (["gene_attention=False", "restore_best=True"], {"gene_attention": False, "restore_best": True}),
+        (["likelihood=nb", "reduction='mean'"], {"likelihood": "nb", "reduction": "mean"}),
+        (["preset=hocwta"], {"likelihood": "nb", "alpha": 1.0}),
+    ],
+    ids=str,
+)
+def test_settings_are_read_as_what_they_look_like(run, section, tmp_path, settings, expected):
+    options = [part for setting in settings for part in ("--set", setting)]
+    result = run("denoise", section, tmp_path / "out.h5ad", *FAST, *options)
+    assert result.exit_code == 0, result.output
+    params = ad.read_h5ad(tmp_path / "out.h5ad").uns["dusted"]["params"]
+    for name, value in expected.items():
+        assert params[name] == value
+        assert isinstance(params[name], bool | np.bool_) == isinstance(value, bool)
+
+
+def test_genes_by_name(run, section, tmp_path):
+    result = run("denoise", section, tmp_path / "out.h5ad", *FAST, "--genes", "gene7,gene1")
+    assert "61 spots x 2 genes" in result.stdout
+    assert list(st.get.denoised(ad.read_h5ad(tmp_path / "out.h5ad")).var_names) == ["gene1", "gene7"]
+
+
+def test_genes_marked_in_the_file(run, tmp_path):
+    adata = st.datasets.tissue(n_spots=61, n_genes=12)
+    adata.var["highly_variable"] = np.arange(12) < 4
+    adata.write_h5ad(tmp_path / "in.h5ad")
+    run("denoise", tmp_path / "in.h5ad", tmp_path / "out.h5ad", *FAST, "--genes", "highly_variable")
+    assert st.get.denoised(ad.read_h5ad(tmp_path / "out.h5ad")).n_vars == 4
+
+
+@pytest.mark.parametrize("layer", [None, "raw_counts"])
+def test_highly_variable_genes_are_chosen_by_scanpy_among_those_with_counts(run, deep_section, tmp_path, layer):
+    import scanpy as sc
+
+    adata = ad.read_h5ad(deep_section)
+    options = ["--n-top-genes", 8]
+    if layer:
+        options += ["--layer", layer]
+        adata.X = np.ones_like(adata.X)
+        adata.write_h5ad(deep_section)
+    result = run("denoise", deep_section, tmp_path / "out.h5ad", *FAST, *options)
+    assert result.exit_code == 0, result.output
+    candidates = ad.AnnData(ad.read_h5ad(deep_section).layers["raw_counts"], var=adata.var)
+    candidates = candidates[:, candidates.X.sum(axis=0) > 100].copy()
+    assert candidates.n_vars < 30
+    sc.pp.highly_variable_genes(candidates, flavor="seurat_v3", n_top_genes=8)
+    expected = candidates.var_names[candidates.var["highly_variable"]]
+    back = ad.read_h5ad(tmp_path / "out.h5ad")
+    assert list(st.get.denoised(back).var_names) == list(expected)
+    assert list(back.var_names[back.var["highly_variable"]]) == list(expected)
+
+
+def test_a_graph_in_the_file_is_used(run, tmp_path):
+    adata = st.datasets.tissue(n_spots=61, n_genes=12)
+    st.pp.spatial_graph(adata, radius=180)
+    adata.write_h5ad(tmp_path / "in.h5ad")
+    run("denoise", tmp_path / "in.h5ad", tmp_path / "out.h5ad", *FAST)
+    assert ad.read_h5ad(tmp_path / "out.h5ad").uns["spatial_neighbors"]["params"]["radius"] == 180
+
+
+@pytest.mark.parametrize(("radius", "n_neighbors"), [("120", 6), ("180", 12)])
+def test_radius_of_the_graph(run, section, tmp_path, radius, n_neighbors):
+    run("denoise", section, tmp_path / "out.h5ad", *FAST, "--radius", radius)
+    graph = ad.read_h5ad(tmp_path / "out.h5ad").obsp["spatial_connectivities"]
+    assert graph.sum(axis=1).max() == n_neighbors
+
+
+def test_a_radius_beside_a_graph_in_the_file_is_not_ignored(run, tmp_path):
+    adata = st.datasets.tissue(n_spots=61, n_genes=12)
+    st.pp.spatial_graph(adata, radius=120)
+    adata.write_h5ad(tmp_path / "in.h5ad")
+    result = run("denoise", tmp_path / "in.h5ad", tmp_path / "out.h5ad", *FAST, "--radius", "180")
+    assert result.exit_code == 2
+    assert "radius" in result.stderr
+
+
+def test_keys_and_libraries(run, tmp_path):
+    adata = st.datasets.tissue(n_spots=61, n_genes=12)
+    adata.obsm["centres"] = adata.obsm["spatial"]
+    adata.obs["library"] = np.where(np.arange(61) % 2, "left", "right")
+    adata.write_h5ad(tmp_path / "in.h5ad")
+    keys = ["--spatial-key", "centres", "--graph-key", "near", "--library-key", "library", "--key-added", "mine"]
+    result = run("denoise", tmp_path / "in.h5ad", tmp_path / "out.h5ad", *FAST, *keys, "--method", "dusted")
+    assert result.exit_code == 0, result.output
+    back = ad.read_h5ad(tmp_path / "out.h5ad")
+    assert {"near_connectivities", "near_distances"} == set(back.obsp)
+    assert back.uns["mine"]["library_key"] == "library"
+    assert "mine_mean" in back.layers
+
+
+def test_out_is_replaced(run, section, tmp_path):
+    for suffix in (".h5ad", ".zarr"):
+        target = tmp_path / f"out{suffix}"
+        _files.write(st.datasets.tissue(n_spots=5, n_genes=3), target)
+        assert run("denoise", section, target, *FAST).exit_code == 0
+        assert _files.read(target).shape == (61, 12)
+
+
+# Bad input: one line of error, exit code 2, nothing written
+
+# Found before any work is done
+EARLY = [
+    (["missing.h5ad", "out.h5ad"], "there is no '.*missing.h5ad'"),
+    (["section.h5ad", "out.csv"], "file format='.csv' is not valid; choose from"),
+    (["section.csv", "out.h5ad"], "file format='.csv' is not valid"),
+    (["section.h5ad", "section.h5ad"], "IN and OUT are the same, '.*section.h5ad'; the input is never overwritten"),
+    (["section.h5ad", "sub/../section.h5ad"], "IN and OUT are the same"),
+    (["section.h5ad", "nowhere/out.h5ad"], "cannot write '.*out.h5ad': there is no folder '.*nowhere'"),
+    (["broken.h5ad", "out.h5ad"], "broken.h5ad"),
+    (["broken.zarr", "out.h5ad"], "broken.zarr"),
+    (["section.h5ad", "sub.h5ad"], "sub.h5ad"),
+    (["section.h5ad", "file.zarr"], "file.zarr"),
+    (["section.h5ad", "out.h5ad", "--method", "dustd"], "method='dustd' is not valid.* Did you mean 'dusted'"),
+    (["section.h5ad", "out.h5ad", "--set", "n_epochs"], "--set 'n_epochs' is not of the form KEY=VALUE"),
+    (["section.h5ad", "out.h5ad", "--set", "=3"], "--set '=3' is not of the form KEY=VALUE"),
+    (["section.h5ad", "out.h5ad", "--set", "epochs=3"], "dusted has no parameter 'epochs'.* Did you mean 'n_epochs'"),
+    (["section.h5ad", "out.h5ad", "--set", "n_epochs=three"], "n_epochs must be an integer >= 1, not 'three'"),
+    (["section.h5ad", "out.h5ad", "--set", "likelihood=zip"], "likelihood='zip' is not valid"),
+    (["section.h5ad", "out.h5ad", "--set", "copy=True"], "copy"),
+    (["section.h5ad", "out.h5ad", "--set", "seed=3"], "seed"),
+    (["section.h5ad", "out.h5ad", "--genes", "gene1", "--n-top-genes", "3"], "--genes and --n-top-genes exclude each"),
+]
+# Found in the data or in training: lines of the log may come before
+LATE = [
+    (["section.h5ad", "out.h5ad", "--set", "lr=1e30"], "the loss is nan"),
+    (["section.h5ad", "out.h5ad", "--genes", "gnee1"], r"\['gnee1'\]"),
+    (["section.h5ad", "out.h5ad", "--n-top-genes", "13"], "--n-top-genes 13: only .* of 12 genes have more than 100"),
+    (["section.h5ad", "out.h5ad", "--layer", "raw"], "'raw' is not in adata.layers, which has 'true_mean'"),
+    (["section.h5ad", "out.h5ad", "--radius", "wide"], "radius='wide' is not valid; choose 'auto' or a number above 0"),
+    (["section.h5ad", "out.h5ad", "--spatial-key", "xy"], "'xy' is not in adata.obsm"),
+    (["section.h5ad", "out.h5ad", "--library-key", "x"], "'x' is not in adata.obs"),
+    (["section.h5ad", "out.h5ad", "--device", "gpu0"], "device='gpu0' is not available"),
+    (["section.h5ad", "out.h5ad", "--seed", "-1"], "seed must be an integer >= 0, not -1"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), EARLY + LATE, ids=[" ".join(case[0]) for case in EARLY + LATE])
+def test_bad_input_is_one_line_and_exit_code_2(run, section, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "broken.h5ad").write_text("no hdf5")
+    for folder in ("sub", "sub.h5ad", "broken.zarr"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "file.zarr").write_text("no folder")
+    before, content = names_in(tmp_path), section.read_bytes()
+    result = run("denoise", *arguments[:2], "--no-progress", *FAST, *arguments[2:])
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert names_in(tmp_path) == before
+    assert section.read_bytes() == content
+    *log, line = lines_of(result.stderr)
+    assert re.match(f"Error: .*{message}", line)
+    assert [entry for entry in log if not entry.startswith("spatial graph: ")] == []
+    assert not log or (arguments, message) in LATE
+
+
+def test_a_graph_across_libraries_is_one_line(run, tmp_path):
+    adata = st.datasets.tissue(n_spots=61, n_genes=12)
+    st.pp.spatial_graph(adata, radius=120)
+    adata.write_h5ad(tmp_path / "in.h5ad")
+    result = run("denoise", tmp_path / "in.h5ad", tmp_path / "out.h5ad", *FAST, "--library-key", "region")
+    assert result.exit_code == 2
+    assert re.match(r"Error: \d+ of 312 edges join spots of different 'region'", result.stderr)
+    assert names_in(tmp_path) == ["in.h5ad"]
+
+
+def test_an_unwritable_folder_is_found_before_any_work(run, section, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda _, mode: not mode & os.W_OK)
+    monkeypatch.setattr(_files, "read", lambda *_: pytest.fail("work was done"))
+    result = run("denoise", section, tmp_path / "out.h5ad", *FAST)
+    assert result.exit_code == 2
+    (line,) = lines_of(result.stderr)
+    assert re.match("Error: cannot write '.*out.h5ad': the folder '.*' is not writable", line)
+
+
+@pytest.mark.parametrize("suffix", [".h5ad", ".zarr"])
+def test_an_interrupted_write_leaves_the_old_file(run, section, tmp_path, monkeypatch, suffix):
+    target = tmp_path / f"out{suffix}"
+    _files.write(st.datasets.tissue(n_spots=5, n_genes=3), target)
+
+    def break_off(adata, path, **_):
+        path.write_text("half")
+        raise OSError("no space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ad.AnnData, f"write_{suffix[1:]}", break_off)
+        result = run("denoise", section, target, "--no-progress", *FAST)
+    assert result.exit_code == 2
+    assert "no space left on device" in result.stderr
+    assert names_in(tmp_path) == sorted([section.name, target.name])
+    assert _files.read(target).shape == (5, 3)
+
+
+def test_a_failed_run_leaves_the_old_file(run, section, tmp_path):
+    target = tmp_path / "out.h5ad"
+    target.write_text("old")
+    assert run("denoise", section, target, *FAST, "--method", "none").exit_code == 2
+    assert target.read_text() == "old"
+
+
+def test_exit_codes_of_the_program(section, tmp_path):
+    command = [sys.executable, "-c", "from stdenoise.cli import main; main()", "denoise"]
+    bad = subprocess.run([*command, section, tmp_path / "out.csv"], capture_output=True, text=True)
+    assert (bad.returncode, bad.stdout, len(lines_of(bad.stderr))) == (2, "", 1)
+    good = subprocess.run([*command, section, tmp_path / "out.h5ad", *FAST], capture_output=True, text=True)
+    assert good.returncode == 0, good.stderr
+    assert lines_of(good.stdout)[0].startswith("method")
+
+
+# The other commands
+
+
+def test_methods_lists_every_method(run):
+    result = run("methods")
+    lines = lines_of(result.stdout)
+    assert lines[0] == "dusted"
+    labels = [line.split()[0] for line in lines[1:]]
+    assert labels == ["summary", "needs", "scale", "writes", "size", "reference", "licence"]
+
+
+def test_demo_comes_nearer_to_the_truth_and_leaves_its_files(run, tmp_path):
+    folder = tmp_path / "new" / "demo"
+    result = run("demo", "--n-epochs", 30, "--folder", folder)
+    assert result.exit_code == 0, result.output
+    before, after = (float(re.search(rf"{name}\s+(\d+\.\d+)", result.stdout)[1]) for name in ("raw counts", "denoised"))
+    assert after < before
+    assert names_in(folder) == ["demo.h5ad", "demo.png"]
+    assert (folder / "demo.png").read_bytes().startswith(b"\x89PNG")
+    adata = ad.read_h5ad(folder / "demo.h5ad")
+    truth, mean, counts = adata.layers["true_mean"], adata.layers["dusted_mean"], adata.X.toarray()
+    logs = [np.log1p(1e4 * x / x.sum(axis=1, keepdims=True)) for x in (counts, mean, truth)]
+    assert [before, after] == pytest.approx([((x - logs[2]) ** 2).mean() for x in logs[:2]], abs=1e-3)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["-h"], ["denoise", "--help"], ["--version"]])
+def test_help_and_version(run, arguments):
+    result = run(*arguments)
+    assert result.exit_code == 0
+    assert ("Usage" in result.stdout) or (st.__version__ in result.stdout)
+
+
+@pytest.mark.parametrize("arguments", [["denoise"], ["denoise", "a.h5ad", "b.h5ad", "--n-top-genes", "0"], ["denoize"]])
+def test_wrong_usage_is_exit_code_2(run, arguments):
+    assert run(*arguments).exit_code == 2

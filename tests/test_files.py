@@ -1,0 +1,113 @@
+import os
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import pytest
+
+import stdenoise as st
+from stdenoise import _files
+
+
+@pytest.fixture
+def tissue():
+    return st.datasets.tissue(n_spots=20, n_genes=5)
+
+
+@pytest.mark.parametrize("suffix", [".h5ad", ".zarr"])
+def test_round_trip(tissue, tmp_path, suffix, assert_same):
+    _files.write(tissue, tmp_path / f"a{suffix}")
+    back = _files.read(tmp_path / f"a{suffix}")
+    assert not back.isbacked
+    for part in ("X", "obs", "layers", "obsm"):
+        assert_same(getattr(tissue, part), getattr(back, part))
+
+
+@pytest.mark.parametrize("suffix", [".h5ad", ".zarr"])
+def test_what_was_there_is_replaced(tissue, tmp_path, suffix):
+    path = tmp_path / f"a{suffix}"
+    _files.write(tissue, path)
+    _files.write(tissue[:7].copy(), path)
+    assert _files.read(path).n_obs == 7
+    assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
+@pytest.mark.parametrize("suffix", [".h5ad", ".zarr"])
+@pytest.mark.parametrize("there", [True, False])
+def test_an_interrupted_write_changes_nothing(tissue, tmp_path, monkeypatch, suffix, error, there):
+    path = tmp_path / f"a{suffix}"
+    if there:
+        _files.write(tissue, path)
+    write = getattr(ad.AnnData, f"write_{suffix[1:]}")
+
+    def break_off(self, target, **arguments):
+        write(self, target, **arguments)
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ad.AnnData, f"write_{suffix[1:]}", break_off)
+        with pytest.raises(error):
+            _files.write(tissue[:7].copy(), path)
+    assert [entry.name for entry in tmp_path.iterdir()] == ([path.name] if there else [])
+    if there:
+        assert _files.read(path).n_obs == 20
+
+
+@pytest.mark.parametrize("path", ["a.csv", "a.h5", "a", "a.h5ad.gz"])
+def test_unknown_formats(tissue, tmp_path, path):
+    message = r"is not valid; choose from \['.h5ad', '.zarr'\]"
+    with pytest.raises(ValueError, match=message):
+        _files.read(tmp_path / path)
+    with pytest.raises(ValueError, match=message):
+        _files.check_writable(tmp_path / path)
+    with pytest.raises(ValueError, match=message):
+        _files.write(tissue, tmp_path / path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("suffix", [".h5ad", ".zarr"])
+def test_missing_files_are_named(tmp_path, suffix):
+    with pytest.raises(FileNotFoundError, match=f"there is no '.*none{suffix}'"):
+        _files.read(tmp_path / f"none{suffix}")
+
+
+@pytest.mark.parametrize("write_broken", [lambda path: path.write_text("text"), lambda path: path.write_bytes(b"")])
+def test_a_broken_file_is_named(tmp_path, write_broken):
+    path = tmp_path / "broken.h5ad"
+    write_broken(path)
+    with pytest.raises((OSError, ValueError), match="broken.h5ad"):
+        _files.read(path)
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="there is no folder '.*nowhere'"):
+        _files.check_writable(tmp_path / "nowhere" / "a.h5ad")
+
+
+def test_a_file_in_place_of_the_folder_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FileNotFoundError, match="there is no folder '.*file'"):
+        _files.check_writable(tmp_path / "file" / "a.h5ad")
+
+
+def test_a_folder_without_permission_is_named(tmp_path, monkeypatch):
+    # The superuser may write anywhere, so let the system say no.
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(PermissionError, match="the folder '.*' is not writable"):
+        _files.check_writable(tmp_path / "a.h5ad")
+
+
+def test_a_target_of_the_other_kind_is_found_before_writing(tmp_path):
+    (tmp_path / "folder.h5ad").mkdir()
+    (tmp_path / "file.zarr").write_text("")
+    for name in ("folder.h5ad", "file.zarr"):
+        with pytest.raises((OSError, ValueError), match=name):
+            _files.check_writable(tmp_path / name)
+
+
+def test_paths_relative_to_the_working_folder(tissue, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    _files.check_writable(Path("a.h5ad"))
+    _files.write(tissue, Path("a.h5ad"))
+    np.testing.assert_array_equal(_files.read(Path("a.h5ad")).X.toarray(), tissue.X.toarray())
