@@ -1,4 +1,5 @@
 import os
+import sys
 from pathlib import Path
 
 import anndata as ad
@@ -30,6 +31,17 @@ def test_what_was_there_is_replaced(tissue, tmp_path, suffix):
     _files.write(tissue[:7].copy(), path)
     assert _files.read(path).n_obs == 7
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="an open file cannot be replaced there")
+def test_who_reads_the_old_file_is_not_disturbed(tissue, tmp_path):
+    path = tmp_path / "a.h5ad"
+    _files.write(tissue, path)
+    old = path.read_bytes()
+    with path.open("rb") as reader:
+        _files.write(tissue[:7].copy(), path)
+        assert reader.read() == old
+    assert path.read_bytes() != old
 
 
 @pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])

@@ -9,10 +9,10 @@ from scipy import sparse
 from stdenoise._spots import (
     Denoised,
     check_key_is_free,
+    read_denoised,
     read_graph,
     read_spots,
     select_genes,
-    stored_values,
     write_denoised,
 )
 
@@ -165,30 +165,32 @@ def test_arrays_are_stored_as_they_come(hexagonal):
 
 def test_stored_arrays_are_found_in_layers_or_obsm(hexagonal):
     write(hexagonal, result_of(hexagonal), key="all")
-    write(hexagonal, result_of(hexagonal, 2), key="some", positions=np.array([3, 5]))
-    assert stored_values(hexagonal, "all_mean") is hexagonal.layers["all_mean"]
-    assert list(stored_values(hexagonal, "some_mean").columns) == ["gene3", "gene5"]
-    assert stored_values(hexagonal, "none_mean") is None
+    write(hexagonal, result_of(hexagonal, 2, dropout=torch.zeros(61, 2)), key="some", positions=np.array([3, 5]))
+    np.testing.assert_array_equal(read_denoised(hexagonal, "all").X, hexagonal.layers["all_mean"])
+    some = read_denoised(hexagonal, "some")
+    assert list(some.var_names) == ["gene3", "gene5"]
+    assert set(some.layers) == {"dropout"}
+    with pytest.raises(KeyError, match="'none' is not in the denoised results of adata, which has 'all', 'some'"):
+        read_denoised(hexagonal, "none")
 
 
-@pytest.mark.parametrize(
-    "bad",
-    [
-        {"dropout": "no tensor"},
-        {"latent": "no tensor"},
-        {"dropout": torch.ones(61, 5)},
-        {"dispersion": torch.ones(3, 12)},
-        {"latent": torch.ones(60, 4)},
-        {"history": 3},
-    ],
-    ids=str,
-)
-@pytest.mark.parametrize("positions", [None, np.array([3, 5])])
+BAD_RESULTS = {
+    "dropout is no tensor": {"dropout": "text"},
+    "latent is no tensor": {"latent": "text"},
+    "history is no mapping": {"history": 3},
+    "dropout of other genes": {"dropout": torch.ones(61, 5)},
+    "dispersion of other spots": {"dispersion": torch.ones(3, 12)},
+    "latent of other spots": {"latent": torch.ones(60, 4)},
+}
+
+
+@pytest.mark.parametrize("bad", BAD_RESULTS)
+@pytest.mark.parametrize("positions", [None, np.array([3, 5])], ids=["all", "some"])
 def test_a_result_that_cannot_be_stored_leaves_everything_as_it_was(hexagonal, unchanged, bad, positions):
     n_genes = 12 if positions is None else 2
     write(hexagonal, result_of(hexagonal, latent=torch.ones(61, 2)))
     with unchanged(hexagonal), pytest.raises((ValueError, TypeError, AttributeError)):
-        write(hexagonal, result_of(hexagonal, n_genes, **bad), positions=positions)
+        write(hexagonal, result_of(hexagonal, n_genes, **BAD_RESULTS[bad]), positions=positions)
 
 
 def test_a_key_is_free_again_after_a_result_of_its_own(hexagonal):

@@ -87,7 +87,7 @@ def test_lookup_in_nothing():
 
 @pytest.mark.parametrize("key", [5, None, ("a",)])
 def test_lookup_of_a_key_that_is_no_text(key):
-    with pytest.raises(KeyError, match="is not in here, which has 'a'"):
+    with pytest.raises(TypeError, match="a key of here must be a string, not "):
         lookup({"a": 1}, key, where="here")
 
 

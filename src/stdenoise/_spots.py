@@ -103,6 +103,8 @@ def select_genes(adata: AnnData, genes: str | Sequence[str] | None) -> np.ndarra
         chosen = lookup(
             adata.var, _keys.HIGHLY_VARIABLE, where="adata.var", advice="Run sc.pp.highly_variable_genes first."
         )
+        if chosen.isna().any():
+            raise ValueError(f"adata.var['highly_variable'] has {chosen.isna().sum()} missing values.")
         positions = np.flatnonzero(chosen.to_numpy(dtype=bool))
     else:
         if not isinstance(genes, Iterable):
@@ -188,6 +190,8 @@ def read_spots(
         Where the tensors go.
     """
     counts = read_counts(adata, layer, allow_fractions=allow_fractions)
+    if library_key is not None:
+        lookup(adata.obs, library_key, where="adata.obs")
     graph = None
     if graph_key is not None:
         adjacency = read_graph(adata, graph_key)
@@ -290,13 +294,15 @@ def write_denoised(
         "written": [*fields, f"uns/{names.uns}"],
     }
 
-    for path in _owned(adata, key):
-        holder, name = _holder(adata, path)
-        if name in holder:
-            del holder[name]
-    for path, value in fields.items():
-        holder, name = _holder(adata, path)
-        holder[name] = value
+    stale = [path for path in _owned(adata, key) if path not in fields]
+    before = {path: _get(adata, path) for path in [*stale, *fields]}
+    try:
+        for path in before:
+            _put(adata, path, fields.get(path))
+    except BaseException:
+        for path, value in before.items():
+            _put(adata, path, value)
+        raise
     logger.info("wrote %s", ", ".join(fields))
 
 
@@ -332,6 +338,20 @@ def read_denoised(adata: AnnData, key: str) -> AnnData:
 def _owned(adata: AnnData, key: str) -> list[str]:
     record = adata.uns.get(key)
     return [str(path) for path in record.get("written", [])] if isinstance(record, Mapping) else []
+
+
+def _get(adata: AnnData, path: str) -> Any:
+    holder, name = _holder(adata, path)
+    return holder[name] if name in holder else None
+
+
+def _put(adata: AnnData, path: str, value: Any) -> None:
+    """Store a value; `None` removes it."""
+    holder, name = _holder(adata, path)
+    if value is not None:
+        holder[name] = value
+    elif name in holder:
+        del holder[name]
 
 
 def _holder(adata: AnnData, path: str) -> tuple[Any, str]:

@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 def near_match(value: str, choices: Iterable[str]) -> str:
     """Return " Did you mean 'x'?" when a choice resembles the value, else nothing."""
-    match = difflib.get_close_matches(value, list(choices), n=1)
+    match = difflib.get_close_matches(value, [choice for choice in choices if isinstance(choice, str)], n=1)
     return f" Did you mean {match[0]!r}?" if match else ""
 
 

@@ -177,7 +177,7 @@ ARGUMENTS = [
         KeyError,
         "'true_maen' is not in adata.layers, which has 'true_mean'. Did you mean 'true_mean'",
     ),
-    ({"layer": 5}, KeyError, "5 is not in adata.layers, which has 'true_mean'"),
+    ({"layer": 5}, TypeError, "a key of adata.layers must be a string, not 5"),
     ({"graph_key": "spatail"}, KeyError, "'spatail_connectivities' is not in adata.obsp, which has 'spatial_connect"),
     ({"library_key": "regoin"}, KeyError, "'regoin' is not in adata.obs, which has 'region'. Did you mean 'region'"),
     ({"genes": "foo"}, ValueError, r"genes='foo' is not valid; choose None \(all genes\), 'highly_variable' or a list"),

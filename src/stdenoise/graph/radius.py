@@ -8,13 +8,17 @@ import numpy as np
 from scipy import sparse
 from scipy.spatial import cKDTree
 
-# A jump of 5 % between successive pair distances marks the gap between two rings of a lattice; distances in tissue without
-# a lattice are dense and have none.
-_LATTICE_GAP = np.log(1.05)
-# How far the mean degree may stray from the one asked for in order to end in such a gap: a square array has 4 or 8
-# neighbours, never 6. Fewer spots than these show such gaps by chance.
+# How far the mean degree may stray from the one asked for in order to end between two rings of a lattice: a square array
+# has 4 or 8 neighbours, never 6.
 _DEGREE_SLACK = 0.4
-_LATTICE_SPOTS = 30
+
+
+def _lattice_gap(n_spots: int, mean_degree: float) -> float:
+    """Least jump of the logarithm of successive pair distances that marks the gap between two rings of a lattice.
+
+    At least 5 %, and 15 times the mean spacing of the lengths within the slack, so that scattered spots show none by chance.
+    """
+    return max(0.05, 16 / (n_spots * mean_degree))
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,7 @@ def auto_radius_edges(coordinates: np.ndarray, mean_degree: float) -> Edges:
     inner = last[:-1]
     inner = inner[np.abs(degree[inner] - wanted) <= _DEGREE_SLACK * wanted]
     gap = np.log(lengths[inner + 1] / lengths[inner])
-    if n_spots >= _LATTICE_SPOTS and gap.max(initial=0.0) > _LATTICE_GAP:
+    if gap.max(initial=0.0) > _lattice_gap(n_spots, wanted):
         # Rounded coordinates leave small gaps within a ring, too; only the wide ones count.
         rings = inner[gap > gap.max() / 2]
         cut = rings[np.argmin(np.abs(degree[rings] - wanted))]

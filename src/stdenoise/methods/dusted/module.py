@@ -122,7 +122,7 @@ def make_batch(
     n_spots, n_genes = x.shape
     x_transposed = transpose_csr(x)
     ones = x.values().new_ones(n_spots, 1)
-    gene_max = torch.zeros_like(x.values()[:1]).expand(n_genes).contiguous()
+    gene_max = x.values().new_zeros(n_genes)
     gene_max.scatter_reduce_(0, x.col_indices().long(), x.values(), "amax")
     n_scored = int(scored.sum())
     rows = None if n_scored == n_spots else scored.nonzero().squeeze(1)
