@@ -21,7 +21,7 @@ from torch import Tensor
 
 from stdenoise import _keys
 from stdenoise._keys import GraphKeys, ResultKeys
-from stdenoise._validate import check_counts, lookup, near_match
+from stdenoise._validate import check_counts, lookup, near_match, read_libraries
 from stdenoise.graph.csr import SpatialGraph, to_csr_tensor
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ def read_graph(adata: AnnData, graph_key: str) -> sparse.csr_matrix:
 
 def check_libraries(adata: AnnData, adjacency: sparse.csr_matrix, library_key: str) -> None:
     """Raise when an edge joins two libraries."""
-    codes = lookup(adata.obs, library_key, where="adata.obs").astype("category").cat.codes.to_numpy()
+    _, codes = read_libraries(adata, library_key)
     edges = adjacency.tocoo()
     crossing = int((codes[edges.row] != codes[edges.col]).sum())
     if crossing:
@@ -191,7 +191,7 @@ def read_spots(
     """
     counts = read_counts(adata, layer, allow_fractions=allow_fractions)
     if library_key is not None:
-        lookup(adata.obs, library_key, where="adata.obs")
+        read_libraries(adata, library_key)
     graph = None
     if graph_key is not None:
         adjacency = read_graph(adata, graph_key)
@@ -320,7 +320,7 @@ def read_denoised(adata: AnnData, key: str) -> AnnData:
     names = ResultKeys(key)
     var = adata.var[adata.var[names.modelled]] if names.modelled in adata.var else adata.var
     values = {
-        name: np.array(adata.layers[name] if name in adata.layers else adata.obsm[name])
+        name: np.array(adata.layers[name] if name in adata.layers else adata.obsm[name][list(var.index)])
         for name in (names.mean, names.dispersion, names.dropout)
         if name in adata.layers or name in adata.obsm
     }

@@ -78,6 +78,15 @@ def check_anndata(adata: Any) -> None:
         raise ValueError(f"adata is empty: {adata.n_obs} spots x {adata.n_vars} genes.")
 
 
+def read_libraries(adata: AnnData, library_key: str) -> tuple[list[str], np.ndarray]:
+    """Read which library each spot belongs to: the names of those that have spots, and a position in them per spot."""
+    column = lookup(adata.obs, library_key, where="adata.obs").astype("category").cat.remove_unused_categories()
+    codes = column.cat.codes.to_numpy()
+    if (codes < 0).any():
+        raise ValueError(f"adata.obs[{library_key!r}] has {(codes < 0).sum()} missing values.")
+    return [str(name) for name in column.cat.categories], codes
+
+
 def output_of(adata: AnnData, *, copy: bool) -> AnnData:
     """Return the AnnData to write to: a copy, or the one given, which stops being a view."""
     if copy:
@@ -124,7 +133,10 @@ def check_counts(values: np.ndarray, *, where: str, allow_fractions: bool) -> No
         return
     fraction = values != np.rint(values)
     if fraction.any():
-        advice = "Pass the layer with raw counts (layer=...), or check_counts=False to use the values as they are."
+        advice = (
+            "Pass the layer with raw counts (layer=...); "
+            "st.tl.denoise takes the values as they are with check_counts=False."
+        )
         example = f"{fraction.sum()} of {values.size} non-zero values are fractional, such as {values[fraction][0]:g}"
         # No count of a spot reaches e^16 (9 million), while few raw maxima stay below 16.
         if values.max() < 16:

@@ -38,7 +38,7 @@ def main(*, verbose: bool) -> None:
 
 
 @main.command()
-@click.argument("source", metavar="IN", type=click.Path(path_type=Path))
+@click.argument("source", metavar="IN", type=click.Path(path_type=Path, readable=False))
 @click.argument("target", metavar="OUT", type=click.Path(path_type=Path))
 @click.option("--method", default="dusted", show_default=True, help="Name of a method; see `stdenoise methods`.")
 @click.option("--genes", help="Genes to model: 'highly_variable', or names joined by commas. All genes if not given.")
@@ -87,7 +87,9 @@ def denoise(
             raise ValueError(f"IN and OUT are the same, {str(source)!r}; the input is never overwritten.")
         adata = _files.read(source)
         start = time.perf_counter()
-        chosen = genes.split(",") if genes and genes != _keys.HIGHLY_VARIABLE else genes
+        chosen: str | list[str] | None = genes
+        if genes is not None and genes != _keys.HIGHLY_VARIABLE:
+            chosen = [name.strip() for name in genes.split(",")]
         if n_top_genes is not None:
             _mark_highly_variable(adata, n_top_genes, layer)
             chosen = _keys.HIGHLY_VARIABLE

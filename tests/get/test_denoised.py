@@ -120,3 +120,10 @@ def test_unknown_key(whole, key, message):
 def test_no_result_at_all(hexagonal):
     with pytest.raises(KeyError, match=r"which has nothing. Run st.tl.denoise\(adata\) first"):
         st.get.denoised(hexagonal)
+
+
+def test_genes_sliced_away_after_a_subset_run(hexagonal, small):
+    st.tl.denoise(hexagonal, genes=["gene1", "gene4", "gene7"], **small)
+    result = st.get.denoised(hexagonal[:, ["gene7", "gene0", "gene1"]])
+    assert list(result.var_names) == ["gene7", "gene1"]
+    np.testing.assert_array_equal(result.X, hexagonal.obsm["dusted_mean"][["gene7", "gene1"]])

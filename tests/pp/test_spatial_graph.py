@@ -403,3 +403,10 @@ def test_names_of_libraries_survive_the_disk(irregular, reload, assert_same, suf
     irregular.obs["library"] = irregular.obs["library"].cat.rename_categories({"left": "mouse/1", "right": "mouse/2"})
     st.pp.spatial_graph(irregular, library_key="library")
     assert_same(irregular.uns, reload(irregular, suffix).uns)
+
+
+def test_names_of_libraries_that_read_alike_stay_apart():
+    lattice = st.datasets.tissue(n_spots=40, n_genes=1).obsm["spatial"]
+    adata = spots(np.concatenate([lattice, lattice]), library=[1] * 40 + ["1"] * 40)
+    st.pp.spatial_graph(adata, library_key="library")
+    assert joined(adata).sum() == 2 * within(lattice, 120).sum()

@@ -21,11 +21,10 @@ def registered() -> dict[str, type[Denoiser]]:
     """Map the name of every available method to its class; a built-in name cannot be taken over."""
     methods = {cls.info.name: cls for cls in _BUILT_IN}
     for entry in entry_points(group=ENTRY_POINT_GROUP):
-        if entry.name not in methods:
-            cls = entry.load()
-            if not (isinstance(cls, type) and issubclass(cls, Denoiser)):
-                raise TypeError(f"entry point {entry.value!r} of group {ENTRY_POINT_GROUP!r} is not a Denoiser class.")
-            methods[entry.name] = cls
+        cls = entry.load()
+        if not (isinstance(cls, type) and issubclass(cls, Denoiser)):
+            raise TypeError(f"entry point {entry.value!r} of group {ENTRY_POINT_GROUP!r} is not a Denoiser class.")
+        methods.setdefault(cls.info.name, cls)
     return methods
 
 

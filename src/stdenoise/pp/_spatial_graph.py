@@ -14,9 +14,9 @@ from stdenoise._validate import (
     check_anndata,
     check_number,
     find_spatial_key,
-    lookup,
     output_of,
     read_coordinates,
+    read_libraries,
 )
 
 if TYPE_CHECKING:
@@ -130,23 +130,16 @@ def spatial_graph(
 
     if library_key is None:
         whole = edges_of(coordinates)
-        distances, radii, n_coincident = whole.distances, {"": whole.radius}, whole.n_coincident
+        distances, radii, n_coincident = whole.distances, [whole.radius], whole.n_coincident
     else:
-        libraries = lookup(adata.obs, library_key, where="adata.obs").astype("category").cat
-        codes = libraries.codes.to_numpy()
-        if (codes < 0).any():
-            raise ValueError(f"adata.obs[{library_key!r}] has {(codes < 0).sum()} missing values.")
-        members = [np.flatnonzero(codes == code) for code in range(len(libraries.categories))]
-        parts = {
-            str(name): edges_of(coordinates[index])
-            for name, index in zip(libraries.categories, members, strict=True)
-            if len(index)
-        }
+        libraries, codes = read_libraries(adata, library_key)
+        members = [np.flatnonzero(codes == code) for code in range(len(libraries))]
+        parts = [edges_of(coordinates[index]) for index in members]
         back = np.argsort(np.concatenate(members), kind="stable")
-        distances = sparse.block_diag([part.distances for part in parts.values()], format="csr")[back][:, back]
+        distances = sparse.block_diag([part.distances for part in parts], format="csr")[back][:, back]
         distances.sort_indices()
-        radii = {name: part.radius for name, part in parts.items()}
-        n_coincident = sum(part.n_coincident for part in parts.values())
+        radii = [part.radius for part in parts]
+        n_coincident = sum(part.n_coincident for part in parts)
 
     degree = np.diff(distances.indptr)
     n_components = int(connected_components(distances, directed=False, return_labels=False))
@@ -166,10 +159,10 @@ def spatial_graph(
     elif radius == "auto":
         params["mean_degree"] = mean_degree
     if library_key is None:
-        params["radius"] = radii[""]
+        params["radius"] = radii[0]
     else:
         # Names as values: a "/" in a key would not survive the disk.
-        params |= {"libraries": np.array(list(radii), dtype=object), "radius": np.array(list(radii.values()))}
+        params |= {"libraries": np.array(libraries, dtype=object), "radius": np.array(radii)}
     connectivities = distances.copy()
     connectivities.data = np.ones_like(distances.data)
     out = output_of(adata, copy=copy)
@@ -184,11 +177,11 @@ def spatial_graph(
     return out if copy else None
 
 
-def _report(stats: dict[str, Any], radii: dict[str, float]) -> None:
+def _report(stats: dict[str, Any], radii: list[float]) -> None:
     """Log the graph's statistics, and warn when they look like a mistake."""
     logger.info(
         "spatial graph: radius %s, %.2f neighbours on average, %d isolated and %d coincident spots, %d components",
-        ", ".join(f"{r:g}" for r in radii.values()),
+        ", ".join(f"{r:g}" for r in radii),
         *(stats[name] for name in ("mean_degree", "n_isolated", "n_coincident", "n_components")),
     )
     degree = stats["mean_degree"]
