@@ -117,3 +117,11 @@ def test_spots_on_a_line():
     line = np.column_stack([np.arange(10.0), np.zeros(10)])
     assert auto_radius_edges(line, 2.0).distances.nnz == 18
     assert neighbor_edges(line[:3], 1).distances.nnz == 4
+
+
+def test_a_dense_clump_does_not_join_all_its_pairs():
+    rng = np.random.default_rng(0)
+    clump, around = rng.normal(0, 1e-3, (40_000, 2)), rng.uniform(-100, 100, (50_000, 2))
+    edges = auto_radius_edges(np.concatenate([clump, around]), 6.0)
+    # A typical distance of the scattered spots would make 800 million pairs of the clump.
+    assert edges.distances.nnz / 90_000 == pytest.approx(6, rel=1e-3)

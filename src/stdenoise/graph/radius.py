@@ -148,14 +148,16 @@ class _Places:
 
 
 def _enclosing_radius(places: _Places, mean_degree: float) -> float:
-    """Find a radius whose mean degree is at least the one given, from a sample of the sites, checked by growing it."""
+    """Find a radius whose mean degree, over a sample of the sites, is at least the one given.
+
+    It grows from a radius that is too small: in a section with a dense clump, a typical distance elsewhere would join all
+    pairs within the clump.
+    """
     sites = places.sites
-    step = max(1, len(sites) // 5000)
-    sample = sites[::step]
+    sample = sites[:: max(1, len(sites) // 5000)]
     span = float(np.linalg.norm(sites.max(axis=0) - sites.min(axis=0)))
     k = min(len(sites), int(np.ceil(mean_degree)) + 1)
-    nearest, _ = places.tree.query(sample, k=[2, k])
-    radius = float(np.median(nearest[:, 1]))
+    radius = float(places.tree.query(sample, k=[k])[0].min())
     while radius < span and places.tree.query_ball_point(sample, radius, return_length=True).mean() - 1 < mean_degree:
         radius *= 1.2
     return min(radius, span) * (1 + 1e-9)
