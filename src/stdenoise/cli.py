@@ -54,8 +54,8 @@ def main(*, verbose: bool) -> None:
 @click.option("--library-key", help="Column of obs naming the section of each spot.")
 @click.option("--key-added", help="Prefix of the results; the name of the method if not given.")
 @click.option("--set", "settings", metavar="KEY=VALUE", multiple=True, help="A parameter of the method; repeatable.")
-@click.option("--device", default="auto", show_default=True)
-@click.option("--seed", default=0, show_default=True)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:<i>.")
+@click.option("--seed", default=0, show_default=True, help="The same seed gives the same numbers.")
 @click.option("--progress/--no-progress", default=True, show_default=True, help="Progress bar on standard error.")
 def denoise(
     source: Path,
