@@ -65,7 +65,8 @@ def test_equals_message_passing(seed, n_spots, density):
 
 def test_weights_sum_to_one_and_stay_within_a_factor_e():
     graph = random_graph(0, 15, 0.3)
-    weights = attention_weights(graph, 20 * torch.randn(15), 20 * torch.randn(15))
+    source, target = 20 * torch.randn(2, 15, generator=torch.Generator().manual_seed(0))
+    weights = attention_weights(graph, source, target)
     torch.testing.assert_close(graph.row_sum(weights), torch.ones(15))
     for spot in range(15):
         of_spot = weights[graph.row == spot]

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from scipy import sparse
 
-from stdenoise.graph.csr import SpatialGraph
+from stdenoise.graph.csr import SpatialGraph, aggregate
 from stdenoise.methods.dusted.config import DUSTEDConfig
 from stdenoise.methods.dusted.module import DUSTEDModule, make_batch
 from stdenoise.nn.counts import activate, count_blocks, count_loss_
@@ -141,6 +141,9 @@ def test_forward(dtype):
     latent, hidden, attention = module.encode(batch)
     weights = [0.532733, 0.467267, 0.377704, 0.332935, 0.289361, 0.366595, 0.307232, 0.326172, 0.489053, 0.510947]
     close(attention, weights, dtype)
+    gated = batch.x.to_dense() * (1 + 1.5 * gate)
+    first = F.elu(aggregate(batch.graph, attention, gated @ module.encoder.weight))
+    close(first[0], [-0.309267, 0.318682, 0.081409], dtype)
     close(hidden[0], [-0.215363, 0.318656, -0.002022], dtype)
     z = [[-0.314310, -0.346478], [-0.477855, -0.484498], [-0.702841, -0.709392], [-0.854157, -0.823580]]
     close(latent, z, dtype)
