@@ -148,9 +148,8 @@ def read_graph(adata: AnnData, graph_key: str) -> sparse.csr_matrix:
     return sparse.csr_matrix(adjacency)
 
 
-def check_libraries(adata: AnnData, adjacency: sparse.csr_matrix, library_key: str) -> None:
+def check_libraries(adjacency: sparse.csr_matrix, codes: np.ndarray, library_key: str) -> None:
     """Raise when an edge joins two libraries."""
-    _, codes = read_libraries(adata, library_key)
     edges = adjacency.tocoo()
     crossing = int((codes[edges.row] != codes[edges.col]).sum())
     if crossing:
@@ -190,13 +189,13 @@ def read_spots(
         Where the tensors go.
     """
     counts = read_counts(adata, layer, allow_fractions=allow_fractions)
-    if library_key is not None:
-        read_libraries(adata, library_key)
+    # Read for methods without a graph, too: a mistyped column is an error, never ignored.
+    codes = None if library_key is None else read_libraries(adata, library_key)[1]
     graph = None
     if graph_key is not None:
         adjacency = read_graph(adata, graph_key)
-        if library_key is not None:
-            check_libraries(adata, adjacency, library_key)
+        if library_key is not None and codes is not None:
+            check_libraries(adjacency, codes, library_key)
         graph = SpatialGraph.from_scipy(adjacency, device=device)
 
     total = np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()

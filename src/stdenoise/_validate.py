@@ -67,7 +67,7 @@ def lookup(mapping: Mapping[str, T], key: str, *, where: str, advice: str = "") 
 
 
 def check_anndata(adata: Any) -> None:
-    """Raise unless the object is an in-memory AnnData with spots and genes and unambiguous names."""
+    """Raise unless the object is an in-memory AnnData with spots and genes."""
     from anndata import AnnData
 
     if not isinstance(adata, AnnData):
