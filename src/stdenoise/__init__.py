@@ -2,8 +2,8 @@
 
 from importlib.metadata import version
 
-from stdenoise import datasets, get, methods, pl, pp, tl
+from stdenoise import datasets, get, methods, metrics, pl, pp, tl
 from stdenoise._settings import settings
 
-__all__ = ["datasets", "get", "methods", "pl", "pp", "settings", "tl"]
+__all__ = ["datasets", "get", "methods", "metrics", "pl", "pp", "settings", "tl"]
 __version__ = version("stdenoise")

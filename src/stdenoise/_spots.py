@@ -20,6 +20,7 @@ from scipy import sparse
 from torch import Tensor
 
 from stdenoise import _keys
+from stdenoise._expression import lognorm
 from stdenoise._keys import GraphKeys, ResultKeys
 from stdenoise._validate import check_counts, lookup, near_match, read_libraries
 from stdenoise.graph.csr import SpatialGraph, to_csr_tensor
@@ -28,9 +29,6 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 logger = logging.getLogger("stdenoise")
-
-TARGET_SUM = 1e4
-"""Counts per spot after normalisation, before the logarithm."""
 
 
 @dataclass(frozen=True)
@@ -198,29 +196,52 @@ def read_spots(
             check_libraries(adjacency, codes, library_key)
         graph = SpatialGraph.from_scipy(adjacency, device=device)
 
+    return make_spots(counts, tuple(map(str, adata.var_names)), positions=positions, graph=graph, device=device)
+
+
+def make_spots(
+    counts: sparse.csr_matrix,
+    genes: Sequence[str],
+    *,
+    positions: np.ndarray | None,
+    graph: SpatialGraph | None,
+    device: torch.device,
+) -> Spots:
+    """Move checked counts to the device, with size factors over all genes and normalised values over the modelled ones.
+
+    Parameters
+    ----------
+    counts
+        Raw counts of all genes, shape `(n_spots, n_all_genes)`; not changed.
+    genes
+        Names of all genes.
+    positions
+        Columns to model; `None` for all.
+    graph
+        Spatial graph on the device.
+    device
+        Where the tensors go.
+    """
     total = np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()
     nonempty = total > 0
     if not nonempty.any():
-        raise ValueError(f"all {adata.n_obs} spots are empty: there is nothing to model.")
+        raise ValueError(f"all {counts.shape[0]} spots are empty: there is nothing to model.")
     if not nonempty.all():
         logger.info("%d of %d spots are empty: kept, but not scored in training", (~nonempty).sum(), len(nonempty))
     size_factors = np.where(nonempty, total / np.median(total[nonempty]), 1.0)
 
     if positions is not None:
         counts = counts[:, positions]
+        genes = [genes[position] for position in positions]
     if not counts.has_canonical_format:
         counts = counts.copy()
         counts.sum_duplicates()
-    names = adata.var_names if positions is None else adata.var_names[positions]
-    depth = np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()
-    scaled = counts.data * np.repeat(TARGET_SUM / np.where(depth > 0, depth, 1.0), np.diff(counts.indptr))
-    lognorm = sparse.csr_matrix((np.log1p(scaled), counts.indices, counts.indptr), shape=counts.shape)
     return Spots(
         counts=to_csr_tensor(counts, dtype=torch.float32, device=device),
-        lognorm=to_csr_tensor(lognorm, dtype=torch.float32, device=device),
+        lognorm=to_csr_tensor(lognorm(counts), dtype=torch.float32, device=device),
         size_factors=torch.tensor(size_factors, dtype=torch.float32, device=device),
         nonempty=torch.tensor(nonempty, device=device),
-        genes=tuple(map(str, names)),
+        genes=tuple(genes),
         graph=graph,
     )
 

@@ -16,15 +16,13 @@ import click
 import stdenoise as st
 from stdenoise import _files, _keys
 from stdenoise._device import resolve_device
+from stdenoise._highly_variable import MIN_TOTAL, mark_highly_variable
 from stdenoise._keys import GraphKeys, ResultKeys
 from stdenoise._random import check_seed
 from stdenoise.methods._registry import make_method
 
 if TYPE_CHECKING:
     from anndata import AnnData
-
-# As in the published preprocessing: genes with fewer counts in all are no candidates for highly variable genes.
-_MIN_TOTAL = 100
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -45,7 +43,7 @@ def main(*, verbose: bool) -> None:
 @click.option(
     "--n-top-genes",
     type=click.IntRange(min=1),
-    help=f"Model this many highly variable genes (seurat_v3), chosen among those with more than {_MIN_TOTAL} counts.",
+    help=f"Model this many highly variable genes (seurat_v3), chosen among those with more than {MIN_TOTAL} counts.",
 )
 @click.option("--layer", help="Layer with the raw counts; X if not given.")
 @click.option("--radius", help="Radius of the spatial graph, where IN has none; chosen automatically if not given.")
@@ -91,7 +89,7 @@ def denoise(
         if genes is not None and genes != _keys.HIGHLY_VARIABLE:
             chosen = [name.strip() for name in genes.split(",")]
         if n_top_genes is not None:
-            _mark_highly_variable(adata, n_top_genes, layer)
+            mark_highly_variable(adata, n_top_genes, layer)
             chosen = _keys.HIGHLY_VARIABLE
         if GraphKeys(graph_key).connectivities not in adata.obsp:
             st.pp.spatial_graph(
@@ -194,28 +192,6 @@ def _literal(value: str) -> Any:
         return ast.literal_eval(value)
     except (ValueError, SyntaxError):
         return value
-
-
-def _mark_highly_variable(adata: AnnData, n_top_genes: int, layer: str | None) -> None:
-    """Mark highly variable genes in `var`, chosen as in the published preprocessing."""
-    import numpy as np
-    import scanpy as sc
-
-    from stdenoise._spots import read_counts
-
-    total = np.asarray(read_counts(adata, layer).sum(axis=0)).ravel()
-    candidates = np.flatnonzero(total > _MIN_TOTAL)
-    if len(candidates) < n_top_genes:
-        raise ValueError(
-            f"--n-top-genes {n_top_genes}: only {len(candidates)} of {adata.n_vars} genes have more than {_MIN_TOTAL} "
-            "counts. Ask for fewer, or leave the option out to model all genes."
-        )
-    table = sc.pp.highly_variable_genes(
-        adata[:, candidates], flavor="seurat_v3", n_top_genes=n_top_genes, layer=layer, inplace=False
-    )
-    marked = np.zeros(adata.n_vars, dtype=bool)
-    marked[candidates[table[_keys.HIGHLY_VARIABLE].to_numpy()]] = True
-    adata.var[_keys.HIGHLY_VARIABLE] = marked
 
 
 def _summary(adata: AnnData, key: str, graph_key: str, path: Path, seconds: float) -> None:

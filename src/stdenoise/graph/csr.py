@@ -124,6 +124,13 @@ class SpatialGraph:
         """Return the graph on another device."""
         return SpatialGraph(self.crow.to(device), self.col.to(device))
 
+    def to_scipy(self) -> csr_matrix:
+        """Return the pattern as a scipy matrix of ones."""
+        from scipy.sparse import csr_matrix
+
+        parts = (np.ones(self.n_edges, dtype=np.float32), self.col.cpu().numpy(), self.crow.cpu().numpy())
+        return csr_matrix(parts, shape=(self.n_spots, self.n_spots))
+
     def matrix(self, values: Tensor) -> Tensor:
         """CSR tensor with these edge values, shape `(n_spots, n_spots)`."""
         return torch.sparse_csr_tensor(self.crow, self.col, values, size=(self.n_spots, self.n_spots))

@@ -69,6 +69,12 @@ class Denoiser(ABC):
             Show a progress bar on standard error.
         """
 
+    @property
+    def label(self) -> str:
+        """Name, with the hyperparameters that are not at their defaults."""
+        changed = [f"{f.name}={v!r}" for f in fields(self.config) if (v := getattr(self.config, f.name)) != f.default]
+        return f"{self.info.name}({', '.join(changed)})" if changed else self.info.name
+
     def __repr__(self) -> str:
         """Show the method with its hyperparameters."""
         settings = ", ".join(f"{f.name}={getattr(self.config, f.name)!r}" for f in fields(self.config))

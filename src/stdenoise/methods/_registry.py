@@ -8,13 +8,21 @@ from typing import TYPE_CHECKING, Any
 
 from stdenoise._validate import check_choice
 from stdenoise.methods._base import Denoiser
+from stdenoise.methods.baselines import GeneMean, NeighborMean, PCAReconstruction, PoissonFactorization, Raw
 from stdenoise.methods.dusted.method import DUSTED
 
 if TYPE_CHECKING:
     import pandas as pd
 
 ENTRY_POINT_GROUP = "stdenoise.methods"
-_BUILT_IN: tuple[type[Denoiser], ...] = (DUSTED,)
+_BUILT_IN: tuple[type[Denoiser], ...] = (
+    DUSTED,
+    Raw,
+    GeneMean,
+    NeighborMean,
+    PCAReconstruction,
+    PoissonFactorization,
+)
 
 
 def registered() -> dict[str, type[Denoiser]]:

@@ -1,0 +1,182 @@
+"""What a method finds where there is nothing to find."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from stdenoise import _keys
+from stdenoise._keys import GraphKeys
+from stdenoise._settings import settings
+from stdenoise.metrics._autocorrelation import morans_i
+from stdenoise.metrics._smoothing import smoothing
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from anndata import AnnData
+    from scipy import sparse
+    from torch import Tensor
+
+    from stdenoise._trial import Trial
+    from stdenoise.methods import Denoiser
+
+
+def null_test(
+    adata: AnnData,
+    method: str | Denoiser = "dusted",
+    *,
+    fraction: float = 0.1,
+    layer: str | None = None,
+    genes: str | Sequence[str] | None = None,
+    graph_key: str = _keys.SPATIAL,
+    library_key: str | None = None,
+    device: str = "auto",
+    seed: int = 0,
+    progress: bool | None = None,
+    **params: Any,
+) -> pd.DataFrame:
+    """Run a method on the tissue and on two nulls of it, and measure the structure it returns.
+
+    *Permuted*: the spots exchange their places within each library. Genes still go together, but not with space: a method
+    should leave Moran's I near 0, and the graph should not cost it held-out molecules. *Redrawn*: the counts are drawn anew
+    from each gene's mean and each spot's size factor. Nothing is left to find: no variance should be kept, no genes
+    correlated, and the gene mean is the best prediction. What a method shows on a null it invents, and the same amount of
+    it is to be expected in what it shows on the tissue.
+
+    Each run hides a share of the molecules as `stdenoise.metrics.held_out` does, and all scores are of that run. The
+    permuted null hides the same molecules as the real run.
+
+    Parameters
+    ----------
+    adata
+        Annotated data with raw counts and a spatial graph; not changed.
+    method
+        Name of a method or a configured one; it is run three times, and once more without edges if it uses the graph.
+    fraction
+        Share of hidden molecules, between 0 and 1.
+    layer
+        Layer with the raw counts; `X` if not given.
+    genes
+        Genes to model and to score: all, `"highly_variable"` or a list of names.
+    graph_key
+        Key of the spatial graph.
+    library_key
+        Column of `obs` naming the section of each spot, within which spots are permuted.
+    device
+        `"auto"` (see `stdenoise.settings`), `"cpu"`, `"cuda"` or `"cuda:<i>"`.
+    seed
+        Of the nulls, the hidden molecules and the runs.
+    progress
+        Show a progress bar on standard error; by default only on a terminal.
+    **params
+        Parameters of the method.
+
+    Returns
+    -------
+    DataFrame with the rows `real`, `permuted` and `redrawn`, and the columns:
+
+    `poisson_deviance`, `poisson_gene_mean`
+        Held-out Poisson deviance per entry of the method and of the gene means.
+    `poisson_no_graph`
+        The same of the method run without edges. It sees no places, so that it is the same for the real and the permuted
+        spots; NaN for the redrawn counts, and for methods without a graph.
+    `morans_i_before`, `morans_i_after`
+        Median Moran's I over genes, of the counts and of the result.
+    `variance_kept`, `correlation_before`, `correlation_after`
+        See `stdenoise.metrics.smoothing`. A constant result keeps no variance and has no correlations (NaN).
+
+    Moran's I, variance and correlations are those of `log1p` of counts per 10 000.
+
+    Raises
+    ------
+    ValueError, KeyError, TypeError
+        The input or a parameter is not valid.
+
+    Examples
+    --------
+    >>> import stdenoise as st
+    >>> adata = st.datasets.tissue(n_spots=200, n_genes=50)
+    >>> st.pp.spatial_graph(adata)
+    >>> table = st.metrics.null_test(adata, "neighbor_mean")
+    >>> bool(table.loc["permuted", "morans_i_after"] > 0.2)  # the mean of neighbours invents structure
+    True
+    """
+    import pandas as pd
+    from tqdm import tqdm
+
+    from stdenoise._trial import check_fraction, read_trial
+    from stdenoise.methods._registry import make_method
+    from stdenoise.methods.baselines import GeneMean
+    from stdenoise.scores.nulls import permute_spots, redraw
+
+    denoiser = make_method(method, params)
+    check_fraction("fraction", fraction)
+    trial = read_trial(
+        adata,
+        [denoiser],
+        layer=layer,
+        genes=genes,
+        graph_key=graph_key,
+        library_key=library_key,
+        device=device,
+        seed=seed,
+        with_graph=True,
+    )
+    rng = np.random.default_rng([seed, 1])
+    order = permute_spots(trial.libraries, rng)
+    rest, held = trial.thinned(fraction, seed)
+    noise, noise_held = trial.with_counts(redraw(trial.counts, rng)).thinned(fraction, seed)
+    runs = {
+        "real": (rest, held),
+        "permuted": (rest.with_counts(rest.counts[order]), held[order]),
+        "redrawn": (noise, noise_held),
+    }
+    uses_graph = "graph" in denoiser.info.needs
+    rows = {}
+    total = len(runs) + uses_graph
+    with tqdm(total=total, desc="null test", unit="fit", disable=not settings.show_progress(progress)) as bar:
+
+        def expected(section: Trial, by: Denoiser) -> Tensor:
+            return section.expected(section.fit(by, seed=seed, progress=False))
+
+        no_graph = np.nan
+        if uses_graph:
+            no_graph = rest.deviance(expected(rest.without_edges(), denoiser), held, fraction).poisson
+            bar.update()
+        for name, (section, hidden) in runs.items():
+            values = expected(section, denoiser)
+            rows[name] = {
+                "poisson_deviance": section.deviance(values, hidden, fraction).poisson,
+                "poisson_gene_mean": section.deviance(expected(section, GeneMean()), hidden, fraction).poisson,
+                "poisson_no_graph": np.nan if name == "redrawn" else no_graph,
+                **_structure(section, values, device),
+            }
+            bar.update()
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("run")
+
+
+def _structure(section: Trial, values: Tensor, device: str) -> dict[str, float]:
+    """Score the structure of a result against that of the counts it came from."""
+    import pandas as pd
+    from anndata import AnnData
+
+    counts: sparse.csr_matrix = section.modelled(section.counts)
+    graph = section.graph
+    if graph is None:
+        raise ValueError("null_test needs a spatial graph.")
+    adata = AnnData(
+        counts,
+        var=pd.DataFrame(index=section.modelled_genes),
+        layers={"after": values.cpu().numpy()},
+        obsp={GraphKeys("spatial").connectivities: graph.to_scipy()},
+    )
+    smooth = smoothing(adata, "after", device=device)
+    return {
+        **{
+            f"morans_i_{when}": float(morans_i(adata, layer=name, scale="log1p", device=device)["morans_i"].median())
+            for when, name in (("before", None), ("after", "after"))
+        },
+        **{name: float(smooth[name]) for name in ("variance_kept", "correlation_before", "correlation_after")},
+    }

@@ -1,0 +1,1 @@
+"""Scores on tensors: what the metrics compute, without any AnnData."""
