@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
-import pandas as pd
-from scipy import sparse
 
 from stdenoise import _keys
 from stdenoise._validate import check_choice, near_match
 
 if TYPE_CHECKING:
+    import pandas as pd
     import torch
     from anndata import AnnData
 
@@ -85,6 +84,8 @@ def read_expression(
     TypeError, ValueError
         The values are not finite numbers, or the scale is not valid.
     """
+    from scipy import sparse
+
     check_choice("scale", scale, ["auto", "counts", "log1p"])
     values, names, where, stored = _find(adata, layer)
     if not sparse.issparse(values):
@@ -106,6 +107,8 @@ def read_expression(
 
 
 def _find(adata: AnnData, layer: str | None) -> tuple[Any, pd.Index, str, Scale]:
+    import pandas as pd
+
     if layer is None:
         if adata.X is None:
             raise ValueError(f"adata.X is None; name a layer, one of {list(adata.layers)}.")
@@ -138,6 +141,8 @@ def _stored_scale(adata: AnnData, name: str) -> Scale:
 
 
 def _positions(adata: AnnData, names: pd.Index, genes: Sequence[str] | str, where: str) -> np.ndarray:
+    import pandas as pd
+
     if isinstance(genes, str):
         if genes != _keys.HIGHLY_VARIABLE:
             raise ValueError(f"genes={genes!r} is not valid; choose None, 'highly_variable' or a list of gene names.")
@@ -168,6 +173,8 @@ def lognorm(counts: Matrix, *, target_sum: float = TARGET_SUM) -> Matrix:
     target_sum
         Total of every spot after scaling.
     """
+    from scipy import sparse
+
     total = np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()
     factor = target_sum / np.where(total > 0, total, 1.0)
     if sparse.issparse(counts):
@@ -192,6 +199,7 @@ def gene_blocks(
         Of the tensors.
     """
     import torch
+    from scipy import sparse
 
     n_spots, n_genes = values.shape
     columns = sparse.csc_matrix(values) if sparse.issparse(values) else values

@@ -16,8 +16,9 @@ import click
 import stdenoise as st
 from stdenoise import _files, _keys
 from stdenoise._device import resolve_device
+from stdenoise._expression import lognorm
 from stdenoise._highly_variable import MIN_TOTAL, mark_highly_variable
-from stdenoise._keys import GraphKeys, ResultKeys
+from stdenoise._keys import GraphKeys
 from stdenoise._random import check_seed
 from stdenoise.methods._registry import make_method
 
@@ -152,8 +153,7 @@ def demo(folder: Path, n_epochs: int) -> None:
         st.pp.spatial_graph(adata)
         st.tl.denoise(adata, preset="simulated", n_epochs=n_epochs, progress=True)
         seconds = time.perf_counter() - start
-        name = ResultKeys("dusted").mean
-        before, after = (_error(adata, values) for values in (adata.X, adata.layers[name]))
+        before, after = (st.metrics.reconstruction(adata, layer, truth="true_mean")["mse"] for layer in (None, "dusted"))
         figure = folder / "demo.png"
         axes = st.pl.compare(adata, _patterned_genes(adata), size=12)
         axes[0, 0].figure.savefig(figure, dpi=110)
@@ -238,22 +238,9 @@ def _mean_count(adata: AnnData) -> float:
     return float(adata.X.sum() / adata.n_obs)
 
 
-def _log_normalize(values: Any) -> Any:
-    import numpy as np
-
-    dense = np.asarray(values.toarray() if hasattr(values, "toarray") else values, dtype=np.float64)
-    return np.log1p(1e4 * dense / np.maximum(dense.sum(axis=1, keepdims=True), 1e-12))
-
-
-def _error(adata: AnnData, values: Any) -> float:
-    """Mean squared error against the true means."""
-    difference = _log_normalize(values) - _log_normalize(adata.layers["true_mean"])
-    return float((difference**2).mean())
-
-
 def _patterned_genes(adata: AnnData) -> list[str]:
     """Of three regions, the gene of middling expression that varies most between spots in the truth and peaks there."""
-    truth = _log_normalize(adata.layers["true_mean"])
+    truth = lognorm(adata.layers["true_mean"])
     spread = truth.std(axis=0)
     spread[adata.layers["true_mean"].mean(axis=0) > 1] = 0
     peak = adata.obs["region"].to_numpy()[truth.argmax(axis=0)]

@@ -79,7 +79,9 @@ def _masks(result: pd.DataFrame) -> dict[str, float]:
     several = result["fraction"].nunique() > 1
     out: dict[str, float] = {}
     for (method, fraction), rows in result.groupby(["method", "fraction"], sort=False):
-        suffix = ("" if method == own else f"_of_{str(method).replace(' ', '_')}") + (f"_at_{fraction:g}" if several else "")
+        suffix = ("" if method == own else f"_of_{str(method).replace(' ', '_')}") + (
+            f"_at_{fraction:g}" if several else ""
+        )
         out |= {
             f"{score}{suffix}": float(rows[score].mean())
             for score in ("rmse", "pearson", "pearson_gene", "n_masked")

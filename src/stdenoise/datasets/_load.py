@@ -151,6 +151,8 @@ def _download(entry: Entry) -> dict[str, Path]:
     """Fetch the files of an entry that are not in the cache yet; a file appears there only when it is complete."""
     import pooch
 
+    folder = _cache_folder() / entry.name
+    folder.mkdir(parents=True, exist_ok=True)
     paths = {}
     for role, url in entry.urls.items():
         checksum = entry.sha256.get(role)
@@ -161,11 +163,12 @@ def _download(entry: Entry) -> dict[str, Path]:
                 url,
                 known_hash=checksum and f"sha256:{checksum}",
                 fname=f"{entry.section}_{url.rsplit('/', 1)[-1]}",
-                path=_cache_folder() / entry.name,
+                path=folder,
             )
-        except PermissionError:
-            raise
         except OSError as error:
+            if error.errno is not None:
+                # The disk, not the network: errors of the requests library are OSErrors without a number.
+                raise
             raise ConnectionError(f"cannot download {url} for {_called(entry)}: {error}. {_advice(entry)}") from error
         paths[role] = Path(path)
     return paths

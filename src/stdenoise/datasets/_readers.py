@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import tarfile
+import warnings
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy import sparse
 
 from stdenoise import _keys
 
@@ -34,8 +34,12 @@ def read_visium(paths: dict[str, Path], section: str) -> AnnData:
     """
     import pandas as pd
     import scanpy as sc
+    from scipy import sparse
 
-    adata = sc.read_10x_h5(paths["counts"])
+    with warnings.catch_warnings():
+        # It asks for unique names, which the next line makes.
+        warnings.filterwarnings("ignore", message="Variable names are not unique")
+        adata = sc.read_10x_h5(paths["counts"])
     adata.var_names_make_unique()
     positions = _read_positions(paths["positions"])
     missing = ~adata.obs_names.isin(positions.index)
@@ -85,6 +89,7 @@ def read_st(paths: dict[str, Path], section: str) -> AnnData:
     """
     import pandas as pd
     from anndata import AnnData
+    from scipy import sparse
 
     counts = pd.read_csv(paths["counts"], sep="\t", index_col=0)
     positions, labels = (_by_spot(pd.read_csv(paths[role], sep="\t")) for role in ("positions", "labels"))

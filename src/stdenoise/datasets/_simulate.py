@@ -8,7 +8,6 @@ from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy import sparse
 
 from stdenoise import _keys
 from stdenoise._random import check_seed
@@ -21,6 +20,7 @@ from stdenoise.datasets._sequencing import capture_molecules, draw_cells, draw_g
 if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
+    from scipy import sparse
 
 
 def simulate(
@@ -235,6 +235,7 @@ def _entropy(pattern: str, *, seed: int, setting: int, replicate: int) -> np.ran
 
 def _make_tissue(pattern: str, *, seed: int, replicate: int, n_spots: int | None, n_genes: int | None) -> _Tissue:
     import pandas as pd
+    from scipy import sparse
 
     plan = PATTERNS[pattern]
     n_cells, n_genes = n_spots or plan.n_spots, n_genes or plan.n_genes

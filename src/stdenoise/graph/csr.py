@@ -202,12 +202,12 @@ class _SparseLinear(torch.autograd.Function):
 
 
 def sparse_linear(matrix: Tensor, transposed: Tensor, weight: Tensor) -> Tensor:
-    """Multiply a constant CSR matrix with a weight; its transpose is kept for the gradient.
+    """Multiply a constant matrix with a weight; its transpose is kept for the gradient.
 
     Parameters
     ----------
     matrix, transposed
-        CSR tensors of shape `(n, k)` and `(k, n)`: constants, they get no gradient.
+        CSR or dense tensors of shape `(n, k)` and `(k, n)`: constants, they get no gradient.
     weight
         Shape `(k, m)`.
     """

@@ -1,5 +1,6 @@
 """Metrics: whether denoising worked."""
 
+from stdenoise.metrics._clustering import clustering
 from stdenoise.metrics._gene_protein import gene_protein_correlation
 from stdenoise.metrics._held_out import held_out
 from stdenoise.metrics._intensity import spot_intensity
@@ -8,6 +9,7 @@ from stdenoise.metrics._reconstruction import reconstruction
 from stdenoise.metrics._smoothing import smoothing
 
 __all__ = [
+    "clustering",
     "gene_protein_correlation",
     "held_out",
     "masked_recovery",

@@ -165,9 +165,7 @@ def _positive_mean(values: sparse.csr_matrix) -> np.ndarray:
     return np.asarray(total / np.maximum(n_positive, 1))
 
 
-def _neighbour_mean(
-    values: sparse.csr_matrix, graph: SpatialGraph, row: np.ndarray, col: np.ndarray
-) -> np.ndarray:
+def _neighbour_mean(values: sparse.csr_matrix, graph: SpatialGraph, row: np.ndarray, col: np.ndarray) -> np.ndarray:
     """Mean over the neighbours of a spot, itself left out, at some entries; 0 without neighbours."""
     adjacency = graph.to_scipy()
     degree = np.maximum(np.diff(adjacency.indptr), 1)

@@ -40,9 +40,7 @@ def draw_mask(
     return np.divmod(drawn, n_genes)
 
 
-def masked_scores(
-    predicted: np.ndarray, actual: np.ndarray, gene: np.ndarray, *, min_masked: int
-) -> dict[str, float]:
+def masked_scores(predicted: np.ndarray, actual: np.ndarray, gene: np.ndarray, *, min_masked: int) -> dict[str, float]:
     """Error and correlation over masked entries.
 
     Parameters

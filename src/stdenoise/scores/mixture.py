@@ -18,10 +18,10 @@ MAX_ITERATIONS = 10_000
 """A safety net: fits of real sections stop after ten to a hundred iterations."""
 
 N_STARTS = 2
-"""Starts of a fit, of which the likeliest is kept: the fewest that reach the mean log-likelihood of mclust on real sections."""
+"""Starts of a fit, of which the likeliest is kept. With two, fits of real sections are as likely as mclust's on average."""
 
-_MICRO_CLUSTERS = 100
-_SPOTS_PER_MICRO_CLUSTER = 10
+_MAX_GROUPS = 400
+_POINTS_PER_GROUP = 3
 _LLOYD_STEPS = 10
 _SINGULAR = 1e-9
 _BLOCK = 2**22
@@ -74,7 +74,7 @@ class Mixture:
 def fit_mixture(points: np.ndarray, n_clusters: int, *, seed: int, n_starts: int = N_STARTS) -> Mixture:
     """Fit the mixture from several starts and keep the likeliest fit.
 
-    A start cuts the points into up to 100 compact groups (k-means from random centres, on data whitened as a whole), then
+    A start cuts the points into up to 400 compact groups (k-means from random centres, on data whitened as a whole), then
     joins two groups at a time, those whose union lowers the likelihood of the tied model least.
 
     Parameters
@@ -211,7 +211,7 @@ def _start(points: np.ndarray, n_clusters: int, rng: np.random.Generator) -> np.
     """Hard labels to start from: many small groups, joined one pair after the other."""
     # Centres must differ; equal points have equal projections.
     distinct = np.unique(points @ rng.normal(size=points.shape[1]), return_index=True)[1]
-    n_groups = max(n_clusters, min(_MICRO_CLUSTERS, len(points) // _SPOTS_PER_MICRO_CLUSTER))
+    n_groups = max(n_clusters, min(_MAX_GROUPS, len(points) // _POINTS_PER_GROUP))
     centres = points[rng.choice(distinct, min(n_groups, len(distinct)), replace=False)]
     for _ in range(_LLOYD_STEPS):
         groups = _nearest(points, centres)

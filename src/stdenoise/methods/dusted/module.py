@@ -14,6 +14,9 @@ from stdenoise.nn.attention import GraphAttention
 from stdenoise.nn.channel import ChannelGate
 from stdenoise.nn.counts import BLOCK_ENTRIES, CountBlock, activate, count_blocks, heads_loss
 
+_DENSE_FROM = 0.25
+"""From this share of non-zero entries on a dense input takes no more memory than a sparse one and its transpose, and is faster."""
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -124,12 +127,16 @@ def make_batch(
     ones = x.values().new_ones(n_spots, 1)
     gene_max = x.values().new_zeros(n_genes)
     gene_max.scatter_reduce_(0, x.col_indices().long(), x.values(), "amax")
+    gene_mean = (x_transposed @ ones).squeeze(1) / n_spots
+    if len(x.values()) > _DENSE_FROM * n_spots * n_genes:
+        x = x.to_dense()
+        x_transposed = x.t()
     n_scored = int(scored.sum())
     rows = None if n_scored == n_spots else scored.nonzero().squeeze(1)
     return Batch(
         x=x,
         x_transposed=x_transposed,
-        gene_mean=(x_transposed @ ones).squeeze(1) / n_spots,
+        gene_mean=gene_mean,
         gene_max=gene_max,
         graph=graph.with_self_loops(),
         size_factors=size_factors,

@@ -1,0 +1,172 @@
+"""Reading a config: every problem is collected, and all are reported at once."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Mapping
+from dataclasses import asdict
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from stdenoise._random import check_seed
+from stdenoise._validate import check_choice, near_match
+from stdenoise.benchmark._metrics import METRICS, check_args
+from stdenoise.benchmark._plan import Dataset, Method, Metric, Plan, matches
+from stdenoise.benchmark._problems import Problems
+from stdenoise.benchmark._sources import expand
+from stdenoise.methods._registry import make_method
+
+
+def read_config(config: str | Path | Mapping[str, Any]) -> Plan:
+    """Read and check a config.
+
+    Parameters
+    ----------
+    config
+        A TOML file, or the equal mapping. Paths in a file are relative to its folder, in a mapping to the working folder.
+
+    Raises
+    ------
+    ValueError
+        Lists everything that is wrong.
+    FileNotFoundError
+        There is no such file.
+    """
+    content, folder, name = _load(config)
+    problems = Problems()
+    problems.keys("config", content, ["name", "seeds", "datasets", "methods", "metrics"])
+    # What is no plain value could neither be hashed nor handed to another process.
+    with problems.at("config"):
+        json.dumps(content)
+    title = problems.value("config", content, "name", str, name)
+    seeds = _read_seeds(content, problems)
+    datasets = _read_datasets(content, folder, problems)
+    methods = [_read_method(where, table, problems) for where, table in problems.tables(content, "methods")]
+    metrics = [_read_metric(where, table, problems) for where, table in problems.tables(content, "metrics")]
+    plan = Plan(
+        str(title),
+        seeds,
+        tuple(datasets),
+        tuple(method for method in methods if method is not None),
+        tuple(metric for metric in metrics if metric is not None),
+    )
+    _check_labels(plan, problems)
+    # A pattern that misses what could not be read is no problem of its own.
+    if not problems.messages:
+        _check_patterns(plan, problems)
+    if problems.messages:
+        what = "1 problem" if len(problems.messages) == 1 else f"{len(problems.messages)} problems"
+        raise ValueError(f"the config {title!r} has {what}:\n" + "\n".join(f"- {m}" for m in problems.messages))
+    return plan
+
+
+def _load(config: str | Path | Mapping[str, Any]) -> tuple[Mapping[str, Any], Path, str]:
+    if isinstance(config, Mapping):
+        return config, Path(), "benchmark"
+    if not isinstance(config, str | Path):
+        raise TypeError(f"config must be the path of a TOML file or a mapping, not {type(config).__name__}.")
+    path = Path(config)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no config {str(path)!r}.")
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8")), path.parent, path.stem
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{str(path)!r} is not TOML: {error}") from error
+
+
+def _read_seeds(content: Mapping[str, Any], problems: Problems) -> tuple[int, ...]:
+    seeds = content.get("seeds", [0])
+    if not isinstance(seeds, list | tuple) or not seeds:
+        problems.add("seeds", f"must be a list of integers, not {seeds!r}.")
+        return (0,)
+    for seed in seeds:
+        with problems.at("seeds"):
+            check_seed(seed)
+    if len(set(map(str, seeds))) < len(seeds):
+        problems.add("seeds", f"occur more than once: {list(seeds)}.")
+    return tuple(seeds)
+
+
+def _read_datasets(content: Mapping[str, Any], folder: Path, problems: Problems) -> list[Dataset]:
+    out: list[Dataset] = []
+    for where, table in problems.tables(content, "datasets"):
+        with problems.at(where):
+            out += expand(table, folder=folder, where=where, problems=problems)
+    return out
+
+
+def _read_method(where: str, table: Mapping[str, Any], problems: Problems) -> Method | None:
+    problems.keys(where, table, ["label", "name", "params", "datasets"], ["name"])
+    patterns = problems.patterns(where, table, "datasets")
+    params = problems.value(where, table, "params", dict, {})
+    name = problems.value(where, table, "name", str, "")
+    default = name + (f"({', '.join(f'{k}={v}' for k, v in params.items())})" if params else "")
+    label = problems.value(where, table, "label", str, default)
+    with problems.at(where):
+        if name:
+            settings = asdict(make_method(name, dict(params)).config)
+            return Method(label, name, params, settings, patterns)
+    return None
+
+
+def _read_metric(where: str, table: Mapping[str, Any], problems: Problems) -> Metric | None:
+    problems.keys(where, table, ["label", "name", "args", "datasets", "methods"], ["name"])
+    name = problems.value(where, table, "name", str, "")
+    args = problems.value(where, table, "args", dict, {})
+    label = problems.value(where, table, "label", str, name)
+    datasets, methods = (problems.patterns(where, table, key) for key in ("datasets", "methods"))
+    with problems.at(where):
+        if name:
+            check_choice("name", name, list(METRICS))
+            check_args(name, args)
+            if label == "fit":
+                raise ValueError("label='fit' is taken; choose another one.")
+            return Metric(label, name, args, datasets, methods)
+    return None
+
+
+def _check_labels(plan: Plan, problems: Problems) -> None:
+    """Names in the table of results must tell rows apart."""
+    for what, names in (("datasets", [d.name for d in plan.datasets]), ("methods", [m.label for m in plan.methods])):
+        for name in dict.fromkeys(name for name in names if names.count(name) > 1):
+            problems.add(what, f"{name!r} occurs {names.count(name)} times; give each a {what[:-1]} name of its own.")
+
+
+def _check_patterns(plan: Plan, problems: Problems) -> None:
+    """Every pattern matches, every method and data set is measured, and metrics have what they need."""
+    names, labels = [d.name for d in plan.datasets], [m.label for m in plan.methods]
+    for entry, kind in ((e, k) for k in ("methods", "metrics") for e in getattr(plan, k)):
+        for attribute, choices in (("datasets", names), ("methods", labels)):
+            for pattern in getattr(entry, attribute, ()):
+                if not any(matches(choice, (pattern,)) for choice in choices):
+                    hint = near_match(pattern, choices)
+                    problems.add(
+                        f"{kind} {entry.label!r}", f"{pattern!r} matches none of the {attribute} {choices}.{hint}"
+                    )
+    if problems.messages:
+        return
+    used: set[str] = set()
+    for dataset, method in product(plan.datasets, plan.methods):
+        chosen = [metric.label for metric in plan.metrics_of(dataset, method)]
+        used |= {f"datasets {dataset.name!r}", f"methods {method.label!r}"} if chosen else set()
+        used |= {f"metrics {label!r}" for label in chosen}
+        for label in dict.fromkeys(label for label in chosen if chosen.count(label) > 1):
+            problems.add(
+                f"metrics {label!r}",
+                f"applies twice to {method.label!r} on {dataset.name!r}; give one of the two entries another label.",
+            )
+    everything = [f"datasets {name!r}" for name in names] + [f"methods {label!r}" for label in labels]
+    for entry in dict.fromkeys(everything + [f"metrics {metric.label!r}" for metric in plan.metrics]):
+        if entry not in used:
+            problems.add(entry, "takes part in nothing; check the patterns in datasets and methods.")
+    for metric in plan.metrics:
+        for need in METRICS[metric.name].needs:
+            lacking = [d.name for d in plan.datasets if matches(d.name, metric.datasets) and getattr(d, need) is None]
+            if lacking:
+                problems.add(
+                    f"metrics {metric.label!r}",
+                    f"needs {need}, which {', '.join(map(repr, lacking))} lack; name them with {need} =, or restrict the "
+                    "metric with datasets =.",
+                )

@@ -1,0 +1,53 @@
+import re
+from collections import Counter
+from urllib.parse import urlparse
+
+import pandas as pd
+import pytest
+
+import stdenoise as st
+from stdenoise.datasets._readers import READERS
+from stdenoise.datasets._registry import entries
+
+ALL = [entry for sections in entries().values() for entry in sections.values()]
+
+
+def test_the_table_lists_every_section():
+    table = st.datasets.registry()
+    assert list(zip(table["name"], table["section"], strict=True)) == [(e.name, e.section) for e in ALL]
+    assert not table.drop(columns=["n_spots", "n_genes"]).isna().any(axis=None)
+    assert isinstance(table["n_spots"].dtype, pd.Int64Dtype)
+
+
+def test_the_sections_of_the_papers_are_there():
+    assert len(entries()["dlpfc"]) == 12
+    table = st.datasets.registry().set_index(["name", "section"])
+    assert table.loc["dlpfc", "n_spots"].sum() == 47681
+    assert table.loc[("dlpfc", "151673"), "file"] == "dlpfc_151673.h5ad"
+
+
+@pytest.mark.parametrize("entry", ALL, ids=lambda entry: f"{entry.name}-{entry.section}")
+def test_an_entry_is_complete(entry):
+    for value in (entry.technology, entry.tissue, entry.licence, entry.citation):
+        assert value
+    assert entry.source.startswith("https://")
+    assert entry.file.endswith(".h5ad")
+    assert bool(entry.urls) == bool(entry.format)
+    assert not entry.format or entry.format in READERS
+    assert set(entry.sha256) <= set(entry.urls)
+    for url in entry.urls.values():
+        assert urlparse(url).scheme == "https"
+        assert "{" not in url
+        # A branch moves; only a commit names one content.
+        if "githubusercontent" in url:
+            assert re.search(r"/[0-9a-f]{40}/", url)
+    for checksum in entry.sha256.values():
+        assert re.fullmatch(r"[0-9a-f]{64}", checksum)
+    assert entry.verified == (entry.urls != {} and set(entry.urls) == set(entry.sha256))
+
+
+def test_files_and_checksums_are_not_shared_by_mistake():
+    assert max(Counter(entry.file for entry in ALL).values()) == 1
+    shared = {entries()["dlpfc"]["151673"].sha256["labels"]}
+    checksums = [value for entry in ALL for value in entry.sha256.values() if value not in shared]
+    assert max(Counter(checksums).values()) == 1
