@@ -2,8 +2,8 @@
 
 from importlib.metadata import version
 
-from stdenoise import datasets, get, methods, metrics, pl, pp, tl
+from stdenoise import benchmark, datasets, get, methods, metrics, pl, pp, tl
 from stdenoise._settings import settings
 
-__all__ = ["datasets", "get", "methods", "metrics", "pl", "pp", "settings", "tl"]
+__all__ = ["benchmark", "datasets", "get", "methods", "metrics", "pl", "pp", "settings", "tl"]
 __version__ = version("stdenoise")

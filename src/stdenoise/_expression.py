@@ -207,5 +207,6 @@ def gene_blocks(
     for start in range(0, n_genes, width):
         block = slice(start, min(start + width, n_genes))
         part = columns[:, block]
-        dense = part.toarray() if sparse.issparse(part) else np.ascontiguousarray(part)
-        yield block, torch.tensor(dense).to(device=device, dtype=dtype)
+        # Fresh memory in either case: a block may be changed in place.
+        dense = part.toarray(order="C") if sparse.issparse(part) else np.array(part, order="C")
+        yield block, torch.from_numpy(dense).to(device=device, dtype=dtype)

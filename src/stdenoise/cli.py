@@ -132,6 +132,62 @@ def methods() -> None:
 
 
 @main.command()
+@click.argument("config", type=click.Path(path_type=Path))
+@click.option(
+    "--folder",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Where results are kept; CONFIG without its suffix if not given.",
+)
+@click.option("--n-jobs", default=1, show_default=True, type=click.IntRange(min=1), help="Processes at a time.")
+@click.option("--memory", help="Memory that all processes together may take, such as '8 GB'; no limit if not given.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:<i>.")
+@click.option("--progress/--no-progress", default=True, show_default=True, help="Progress bar on standard error.")
+def benchmark(
+    config: Path, *, folder: Path | None, n_jobs: int, memory: str | None, device: str, progress: bool
+) -> None:
+    """Run the methods, data sets and metrics of CONFIG (TOML), and write tables and figures.
+
+    Started again after an interruption, it goes on where it stopped.
+    """
+    home = config.with_suffix("") if folder is None else folder
+    with _one_line_errors(keep_lines=True):
+        table = st.benchmark.run(config, folder=home, n_jobs=n_jobs, memory=memory, device=device, progress=progress)
+        path = st.benchmark.report(home)
+    click.echo(
+        f"{len(table)} numbers from {table['dataset'].nunique()} data sets and {table['method'].nunique()} methods."
+    )
+    click.echo(f"Report: {path.absolute()}")
+
+
+@main.command()
+@click.argument("target", metavar="OUT", type=click.Path(path_type=Path))
+@click.option("--pattern", default="P1", show_default=True, help="Cells, genes and layout: P1 to P6.")
+@click.option("--setting", default=1, show_default=True, help="Lost counts, from 1 (none) to 4.")
+@click.option("--edge-mode", default="absolute", show_default=True, help="How losses at the edge add up.")
+@click.option("--n-spots", type=click.IntRange(min=1), help="The pattern's own number if not given.")
+@click.option("--n-genes", type=click.IntRange(min=1), help="The pattern's own number if not given.")
+@click.option("--seed", default=0, show_default=True, help="The same seed gives the same tissue.")
+def simulate(
+    target: Path,
+    *,
+    pattern: str,
+    setting: int,
+    edge_mode: str,
+    n_spots: int | None,
+    n_genes: int | None,
+    seed: int,
+) -> None:
+    """Simulate a tissue whose true counts are known, and write it to OUT, a .h5ad or .zarr."""
+    with _one_line_errors():
+        _files.check_writable(target)
+        adata = st.datasets.simulate(
+            pattern, setting=setting, seed=seed, edge_mode=edge_mode, n_spots=n_spots, n_genes=n_genes
+        )
+        _files.write(adata, target)
+    click.echo(f"{adata.n_obs} spots x {adata.n_vars} genes, {_mean_count(adata):.0f} counts per spot: {target}")
+
+
+@main.command()
 @click.option(
     "--folder",
     type=click.Path(path_type=Path, file_okay=False),
@@ -153,7 +209,9 @@ def demo(folder: Path, n_epochs: int) -> None:
         st.pp.spatial_graph(adata)
         st.tl.denoise(adata, preset="simulated", n_epochs=n_epochs, progress=True)
         seconds = time.perf_counter() - start
-        before, after = (st.metrics.reconstruction(adata, layer, truth="true_mean")["mse"] for layer in (None, "dusted"))
+        before, after = (
+            st.metrics.reconstruction(adata, layer, truth="true_mean")["mse"] for layer in (None, "dusted")
+        )
         figure = folder / "demo.png"
         axes = st.pl.compare(adata, _patterned_genes(adata), size=12)
         axes[0, 0].figure.savefig(figure, dpi=110)
@@ -168,14 +226,14 @@ def demo(folder: Path, n_epochs: int) -> None:
 
 
 @contextmanager
-def _one_line_errors() -> Iterator[None]:
-    """Turn an error of the input into one line and exit code 2."""
+def _one_line_errors(*, keep_lines: bool = False) -> Iterator[None]:
+    """Turn an error of the input into one line, or the lines of a list of problems, and exit code 2."""
     try:
         yield
     except (ValueError, KeyError, TypeError, OSError, FloatingPointError) as error:
         # str() of a KeyError would quote its message.
         message = error.args[0] if isinstance(error, KeyError) and error.args else error
-        click.echo(f"Error: {' '.join(str(message).split())}", err=True)
+        click.echo(f"Error: {message if keep_lines else ' '.join(str(message).split())}", err=True)
         sys.exit(2)
 
 

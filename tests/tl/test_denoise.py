@@ -486,7 +486,7 @@ def test_a_registered_method_is_run_by_its_name(hexagonal, other_package):
     np.testing.assert_allclose(hexagonal.layers["shrink_mean"], expected, rtol=1e-5)
     assert hexagonal.uns["shrink"]["scale"] == "log1p"
     assert set(hexagonal.layers) == {"true_mean", "shrink_mean"}
-    assert list(st.methods.table().index) == ["dusted", "shrink"]
+    assert "shrink" in st.methods.table().index
 
 
 def test_a_built_in_name_cannot_be_taken_over(other_package):

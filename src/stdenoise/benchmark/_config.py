@@ -112,18 +112,18 @@ def _read_method(where: str, table: Mapping[str, Any], problems: Problems) -> Me
 
 
 def _read_metric(where: str, table: Mapping[str, Any], problems: Problems) -> Metric | None:
-    problems.keys(where, table, ["label", "name", "args", "datasets", "methods"], ["name"])
+    problems.keys(where, table, ["label", "name", "args", "datasets", "methods", "scores"], ["name"])
     name = problems.value(where, table, "name", str, "")
     args = problems.value(where, table, "args", dict, {})
     label = problems.value(where, table, "label", str, name)
-    datasets, methods = (problems.patterns(where, table, key) for key in ("datasets", "methods"))
+    datasets, methods, scores = (problems.patterns(where, table, key) for key in ("datasets", "methods", "scores"))
     with problems.at(where):
         if name:
             check_choice("name", name, list(METRICS))
             check_args(name, args)
             if label == "fit":
                 raise ValueError("label='fit' is taken; choose another one.")
-            return Metric(label, name, args, datasets, methods)
+            return Metric(label, name, args, datasets, methods, scores)
     return None
 
 

@@ -94,8 +94,10 @@ def cost_plot(cost: pd.DataFrame) -> bytes:
         panels, (("seconds", "seconds per fit"), ("peak_memory_gb", "peak memory, GB")), strict=True
     ):
         axes.plot(cost[name], lines, "o", alpha=0.6)
-        if (cost[name] > 0).any():
+        if name == "seconds":
             axes.set_xscale("log")
+        else:
+            axes.set_xlim(left=0)
         axes.set_xlabel(text)
         _name_lines(axes, methods)
     return _png(figure)

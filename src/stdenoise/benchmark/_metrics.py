@@ -49,12 +49,14 @@ def _series(result: pd.Series) -> dict[str, float]:
 
 def _groups(result: pd.Series | pd.DataFrame) -> dict[str, float]:
     """Scores of all spots under their own name, of the others with the group behind it."""
-    if result.ndim == 1:
+    from pandas import Series
+
+    if isinstance(result, Series):
         return _series(result)
     return {
-        str(score) if group == "all" else f"{score}_{group}": float(result.at[group, score])
-        for score in result.columns
-        for group in result.index
+        str(score) if group == "all" else f"{score}_{group}": value
+        for score, column in result.items()
+        for group, value in _series(column).items()
     }
 
 
@@ -92,7 +94,7 @@ def _masks(result: pd.DataFrame) -> dict[str, float]:
 
 def _nulls(result: pd.DataFrame) -> dict[str, float]:
     numbers = result.select_dtypes("number")
-    return {f"{column}_{row}": float(numbers.at[row, column]) for column in numbers for row in numbers.index}
+    return {f"{name}_{row}": value for name, column in numbers.items() for row, value in _series(column).items()}
 
 
 METRICS: Mapping[str, MetricKind] = {

@@ -69,13 +69,14 @@ class Method:
 
 @dataclass(frozen=True)
 class Metric:
-    """One metric with its arguments."""
+    """One metric with its arguments; `scores` are those that the report shows."""
 
     label: str
     name: str
     args: Mapping[str, Any] = field(default_factory=dict)
     datasets: tuple[str, ...] = ("*",)
     methods: tuple[str, ...] = ("*",)
+    scores: tuple[str, ...] = ("*",)
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ class Unit:
 
     @property
     def hash(self) -> str:
-        """Depends on everything that determines the numbers, and on no label."""
+        """Depends on everything that determines the numbers, and on no name of a data set or method."""
         needed = {need: getattr(self.dataset, need) for need in ("labels", "truth")}
         return digest(
             [
@@ -126,7 +127,7 @@ class Plan:
     metrics: tuple[Metric, ...]
 
     def units(self) -> list[Unit]:
-        """All units of work; cheap ones are not sorted to the front, so that data sets are read in their order."""
+        """All units of work, in the order of the config."""
         out = []
         for dataset in self.datasets:
             for method in self.methods:
@@ -154,6 +155,7 @@ class Plan:
         return {
             "name": self.name,
             "version": version("stdenoise"),
+            "scores": {metric.label: list(metric.scores) for metric in self.metrics},
             "units": [
                 {
                     "hash": unit.hash,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stdenoise.benchmark._metrics import better
-from stdenoise.benchmark._plan import slug
+from stdenoise.benchmark._plan import matches, slug
 from stdenoise.benchmark._results import failures, read_plan, results
 from stdenoise.benchmark._store import write_bytes
 from stdenoise.benchmark._tables import cell, in_order, markdown, mean_ranks, not_better, number, score_table
@@ -62,12 +63,13 @@ def report(folder: str | Path, *, figures: bool = True) -> Path:
     """
     home = Path(folder)
     plan, table = read_plan(home), results(home)
+    shown = _shown(table, plan["scores"])
     write_bytes(home / "results.csv", table.to_csv(index=False).encode())
     if find_spec("pyarrow") is not None:
         buffer = BytesIO()
         table.to_parquet(buffer, index=False)
         write_bytes(home / "results.parquet", buffer.getvalue())
-    pictures = _draw(home, table) if figures and len(table) else {}
+    pictures = _draw(home, shown) if figures and len(shown) else {}
     failed = failures(home)
     lines = [
         f"# {plan['name']}",
@@ -82,33 +84,37 @@ def report(folder: str | Path, *, figures: bool = True) -> Path:
             for unit, reason in failed
         ]
         lines.append("")
-    if len(table):
-        lines += [*_sizes(table), *_scores(table, pictures), *_ranks(table, pictures), *_costs(table, pictures)]
+    if len(shown):
+        lines += [*_sizes(shown), *_scores(shown, pictures), *_ranks(shown, pictures), *_costs(shown, pictures)]
     target = home / "report.md"
     write_bytes(target, ("\n".join(lines).rstrip() + "\n").encode())
     return target
 
 
-def _by_score(table: pd.DataFrame) -> dict[tuple[str, str], tuple[pd.DataFrame, int]]:
-    """Rows of each metric and score, with the direction of the score.
+def _shown(table: pd.DataFrame, scores: Mapping[str, list[str]]) -> pd.DataFrame:
+    """Rows that the report shows: the scores that the config asks for, and no counts of what was left out or spread of runs.
 
-    Counts of what was left out, and the spread over runs, stand in the table of results alone.
+    The runs of a null test, which are part of the score, become columns of one table.
     """
-    return {
-        (str(metric), str(score)): (rows, better(str(rows["metric_name"].iloc[0]), str(score)))
-        for (metric, score), rows in _nulls_side_by_side(table).groupby(["metric", "score"], sort=False)
-        if not str(score).startswith("n_") and not str(score).endswith("_sd") and rows["value"].notna().any()
-    }
-
-
-def _nulls_side_by_side(table: pd.DataFrame) -> pd.DataFrame:
-    """Turn the runs of a null test, which are part of the score, into columns of one table."""
     table = table.copy()
     nulls = table["metric_name"] == "null_test"
     parts = table.loc[nulls, "score"].str.rsplit("_", n=1)
     table.loc[nulls, "score"] = parts.str[0]
     table.loc[nulls, "columns"] += ", " + parts.str[1]
-    return table
+    chosen = [
+        matches(score, tuple(scores[metric])) and not score.startswith("n_") and not score.endswith("_sd")
+        for metric, score in zip(table["metric"], table["score"], strict=True)
+    ]
+    return table[chosen]
+
+
+def _by_score(table: pd.DataFrame) -> dict[tuple[str, str], tuple[pd.DataFrame, int]]:
+    """Rows of each metric and score that has a value, with the direction of the score."""
+    return {
+        (str(metric), str(score)): (rows, better(str(rows["metric_name"].iloc[0]), str(score)))
+        for (metric, score), rows in table.groupby(["metric", "score"], sort=False)
+        if rows["value"].notna().any()
+    }
 
 
 def _sizes(table: pd.DataFrame) -> list[str]:

@@ -60,8 +60,17 @@ def results(folder: str | Path) -> pd.DataFrame:
 
     Examples
     --------
+    >>> import tempfile
     >>> import stdenoise as st
-    >>> st.benchmark.results("first_table")["score"].unique()  # doctest: +SKIP
+    >>> config = {
+    ...     "datasets": [{"name": "small", "tissue": {"n_spots": 60, "n_genes": 20}}],
+    ...     "methods": [{"name": "raw"}],
+    ...     "metrics": [{"name": "reconstruction"}],
+    ... }
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     table = st.benchmark.run(config, folder=folder, n_jobs=0)
+    ...     print(table.equals(st.benchmark.results(folder)))
+    True
     """
     import pandas as pd
 

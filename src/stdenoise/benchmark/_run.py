@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("stdenoise")
 
 _BASE_GB = 0.6
-_ARRAYS = 24
-"""Dense arrays of float32 that a fit and its metrics hold at a time, at most; see `estimate_gb`."""
+_ARRAYS, _WIDTH = 20, 512
+"""Dense arrays of float32 that a unit holds at a time, at most, and their columns beside the genes; see `estimate_gb`."""
 
 
 def run(
@@ -62,7 +62,7 @@ def run(
         everything runs in this process, and memory is not measured.
     memory
         Memory that all units together may take, such as `"8 GB"`, or a number of GB; no limit if not given. Units wait until
-        there is room, by an estimate: 0.6 GB, and 24 times spots x genes x 4 bytes.
+        there is room, by an estimate: 0.6 GB, and 20 times spots x (genes + 512) x 4 bytes.
     device
         `"auto"` (see `stdenoise.settings`), `"cpu"`, `"cuda"` or `"cuda:<i>"`.
     progress
@@ -134,7 +134,7 @@ def run(
 
 
 def _do(
-    jobs: list[Job],
+    jobs: Sequence[Job],
     folder: Path,
     *,
     n_jobs: int,
@@ -197,10 +197,10 @@ def read_memory(memory: str | float) -> float:
 def estimate_gb(n_spots: int, n_genes: int) -> float:
     """Estimate the memory that a unit takes, in GB.
 
-    The process and its libraries take 0.6 GB; a fit and its metrics hold at most 24 dense arrays of float32 of the modelled
-    genes at a time. It is meant to be too high rather than too low.
+    The process and its libraries take 0.6 GB; a fit and its metrics hold at most 20 dense arrays of float32 at a time, as
+    wide as the modelled genes and a hidden layer. It is meant to be too high rather than too low.
     """
-    return _BASE_GB + _ARRAYS * n_spots * n_genes * 4 / 1e9
+    return _BASE_GB + _ARRAYS * n_spots * (n_genes + _WIDTH) * 4 / 1e9
 
 
 def size_gb(path: Path, n_modelled: int | None) -> float:

@@ -16,6 +16,9 @@ FAILED = "failed"
 PLAN = "plan.json"
 
 
+_NO_SPACE = {getattr(errno, name) for name in ("ENOSPC", "EDQUOT") if hasattr(errno, name)}
+
+
 class DiskFull(OSError):
     """There is no space left; every finished unit is kept."""
 
@@ -46,9 +49,7 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 def is_disk_full(error: BaseException) -> bool:
     """Whether an error says that the disk or the quota is used up; HDF5 says so in its message alone."""
-    return isinstance(error, OSError) and (
-        error.errno in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error)
-    )
+    return isinstance(error, OSError) and (error.errno in _NO_SPACE or "No space left on device" in str(error))
 
 
 def disk_full(path: Path) -> DiskFull:

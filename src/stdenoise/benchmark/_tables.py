@@ -76,7 +76,7 @@ def score_table(rows: pd.DataFrame, direction: int) -> list[str]:
             values = rows.loc[(rows["method"] == method) & (rows["columns"] == column), "value"]
             text = cell(list(values))
             best = (average[column] * direction).max()
-            is_best = direction != 0 and average.at[method, column] * direction == best
+            is_best = direction != 0 and average[column][method] * direction == best
             line.append(f"**{text}**" if is_best else text)
         if ranks is not None:
             line.append(number(float(ranks[method])))
@@ -97,9 +97,9 @@ def not_better(rows: pd.DataFrame, direction: int) -> list[str]:
             ran = ((rows["method"] == method) & (rows["columns"] == column)).any()
             if not ran or rivals.empty:
                 continue
-            own, best = average.at[method, column], str(rivals.idxmax())
+            own, best = average[column][method], str(rivals.idxmax())
             if not own * direction > rivals[best]:
-                losses.append(f"{column} ({number(own)}; {best} {number(average.at[best, column])})")
+                losses.append(f"{column} ({number(own)}; {best} {number(average[column][best])})")
         if losses:
             sentences.append(f"{method} does not beat the best plain baseline on {', '.join(losses)}.")
     return sentences

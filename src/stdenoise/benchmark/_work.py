@@ -168,7 +168,9 @@ def main() -> int:
 
 
 def _exit_with_parent() -> None:
-    sys.stdin.buffer.read()
+    # Not through sys.stdin: its lock, held by a waiting thread, breaks the orderly end of the process.
+    while os.read(0, 4096):
+        pass
     os._exit(1)
 
 

@@ -1,0 +1,398 @@
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import stdenoise as st
+from stdenoise import _files, benchmark, metrics
+from stdenoise.benchmark import _pool, _store, _work
+from stdenoise.benchmark._run import estimate_gb, read_memory
+from stdenoise.methods.baselines import GeneMean
+
+NUMBERS = ["dataset", "method", "seed", "metric", "score", "value", "n_spots", "n_genes"]
+
+
+def files(folder):
+    return sorted(path.name for path in folder.rglob("*") if path.is_file())
+
+
+def temporary(folder):
+    return [name for name in files(folder) if name.startswith(".")]
+
+
+def test_the_numbers_are_those_of_the_public_functions(config, tmp_path):
+    config["metrics"] += [
+        {"name": "held_out"},
+        {"name": "smoothing"},
+        {"name": "clustering", "args": {"n_components": 3}},
+    ]
+    config["seeds"] = [3]
+    table = benchmark.run(config, folder=tmp_path / "out", n_jobs=0)
+    adata = st.datasets.tissue(n_spots=37, n_genes=10, seed=1)
+    st.pp.spatial_graph(adata)
+    st.tl.denoise(adata, "neighbor_mean", n_hops=2, key_added="d", seed=3)
+    mine = table[(table["dataset"] == "right") & (table["method"] == "two hops")].set_index(["metric", "score"])[
+        "value"
+    ]
+    expected = {
+        ("reconstruction", "mse"): metrics.reconstruction(adata, "d", truth="true_mean")["mse"],
+        ("smoothing", "contrast_ratio"): metrics.smoothing(adata, "d", labels="region")["contrast_ratio"],
+        ("clustering", "ari"): metrics.clustering(adata, "region", layer="d", n_components=3, seed=3)["ari"][0],
+        ("held_out", "explained"): metrics.held_out(adata, "neighbor_mean", n_hops=2, seed=3)["explained"][0],
+    }
+    for key, value in expected.items():
+        assert mine[key] == value, key
+    assert set(table["n_genes"]) == {12, 10}
+    assert set(table["seed"]) == {3}
+    assert set(table.loc[table["metric"] == "held_out", "unit"]) == {"held_out"}
+    assert table["peak_memory_gb"].isna().all()
+    assert (table["seconds"] > 0).all()
+    pd.testing.assert_frame_equal(benchmark.results(tmp_path / "out"), table)
+
+
+def test_highly_variable_genes_and_an_own_graph(tmp_path):
+    adata = st.datasets.tissue(n_spots=200, n_genes=60)
+    del adata.layers["true_mean"]
+    adata.write_h5ad(tmp_path / "own.h5ad")
+    config = {
+        "datasets": [{"name": "own", "path": str(tmp_path / "own.h5ad"), "n_top_genes": 10, "graph": {"radius": 190}}],
+        "methods": [{"name": "neighbor_mean"}, {"name": "raw"}],
+        "metrics": [{"name": "smoothing"}, {"name": "held_out"}],
+    }
+    table = benchmark.run(config, folder=tmp_path / "out", n_jobs=0)
+    assert set(table["n_genes"]) == {10}
+    [path] = (tmp_path / "out" / "datasets").iterdir()
+    prepared = _files.read(path)
+    assert prepared.var["highly_variable"].sum() == 10
+    assert prepared.uns["spatial_neighbors"]["params"]["radius"] == 190
+    kept = table.set_index(["method", "score"])["value"]
+    assert kept["raw", "variance_kept"] == 1 > kept["neighbor_mean", "variance_kept"]
+    direct = metrics.held_out(prepared, "neighbor_mean", genes="highly_variable")
+    assert kept["neighbor_mean", "explained"] == direct["explained"][0]
+
+
+def test_nothing_is_done_twice(config, tmp_path, fits):
+    first = benchmark.run(config, folder=tmp_path, n_jobs=0)
+    assert len(fits) == 6
+    pd.testing.assert_frame_equal(benchmark.run(config, folder=tmp_path, n_jobs=0), first)
+    assert len(fits) == 6
+    config["methods"].append({"name": "neighbor_mean"})
+    config["methods"][1]["label"] = "renamed"
+    table = benchmark.run(config, folder=tmp_path, n_jobs=0)
+    assert fits[6:] == ["neighbor_mean"] * 2
+    assert set(table["method"]) == {"raw", "renamed", "two hops", "neighbor_mean"}
+    # What left the config leaves the table, and costs nothing when it comes back.
+    config["methods"] = config["methods"][:1]
+    assert set(benchmark.run(config, folder=tmp_path, n_jobs=0)["method"]) == {"raw"}
+    assert len(fits) == 8
+
+
+def test_the_same_numbers_in_another_folder(config, tmp_path):
+    config["methods"].append(
+        {"name": "dusted", "params": {"n_epochs": 2, "n_hidden": 8, "n_latent": 3, "gate_reduction": 4}}
+    )
+    first, second = (benchmark.run(config, folder=tmp_path / name, n_jobs=0) for name in "ab")
+    pd.testing.assert_frame_equal(first[NUMBERS], second[NUMBERS])
+    config["seeds"] = [1]
+    third = benchmark.run(config, folder=tmp_path / "a", n_jobs=0)
+    changed = first["value"].to_numpy() != third["value"].to_numpy()
+    assert set(third.loc[changed & third["value"].notna(), "method_name"]) == {"dusted"}
+
+
+@pytest.mark.parametrize("k", [0, 3])
+def test_an_interrupted_run_goes_on(config, tmp_path, fits, k):
+    def interrupt(n):
+        if n == k:
+            raise KeyboardInterrupt
+
+    fits.before = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        benchmark.run(config, folder=tmp_path / "out", n_jobs=0)
+    assert len(files(tmp_path / "out" / "units")) == len(fits) == k
+    assert temporary(tmp_path) == []
+    fits.before = None
+    table = benchmark.run(config, folder=tmp_path / "out", n_jobs=0)
+    assert len(fits) == 6
+    whole = benchmark.run(config, folder=tmp_path / "whole", n_jobs=0)
+    pd.testing.assert_frame_equal(table[NUMBERS], whole[NUMBERS])
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such signal")
+def test_a_killed_run_goes_on(config, tmp_path, fits):
+    script = f"from stdenoise import benchmark; benchmark.run({config!r}, folder={str(tmp_path)!r}, n_jobs=1)"
+    process = subprocess.Popen([sys.executable, "-c", script])
+    try:
+        deadline = time.monotonic() + 60
+        while not files(tmp_path / "units") and time.monotonic() < deadline:
+            time.sleep(0.02)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    done = len(files(tmp_path / "units"))
+    assert 1 <= done < 6
+    table = benchmark.run(config, folder=tmp_path, n_jobs=0)
+    assert len(fits) == 6 - done
+    assert len(table.drop_duplicates(["dataset", "method"])) == 6
+
+
+def test_a_worker_ends_with_its_parent(config, tmp_path):
+    benchmark.run(config, folder=tmp_path, n_jobs=0)
+    # Would take a day.
+    slow = {"name": "dusted", "params": {"n_epochs": 10**7}}
+    from stdenoise.benchmark._config import read_config
+    from stdenoise.benchmark._plan import job_of
+
+    [unit, *_] = read_config(config | {"methods": [slow]}).units()
+    worker = _pool.Worker(job_of(unit, "cpu"), tmp_path, 1)
+    try:
+        with pytest.raises(subprocess.TimeoutExpired):
+            worker.process.wait(6)
+        worker.process.stdin.close()
+        assert worker.process.wait(30) == 1
+    finally:
+        worker.process.kill()
+        worker.process.wait()
+        worker.errors.close()
+
+
+def test_parallel_gives_the_same_numbers_and_survives_a_dead_worker(config, tmp_path, monkeypatch):
+    config["datasets"] = config["datasets"][:1]
+
+    class Killed(_pool.Worker):
+        def __init__(self, job, folder, threads):
+            super().__init__(job, folder, threads)
+            if job.get("method") == "raw":
+                self.process.kill()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_pool, "Worker", Killed)
+        table = benchmark.run(config, folder=tmp_path / "parallel", n_jobs=2)
+    assert set(table["method"]) == {"gene_mean", "two hops"}
+    assert (table["peak_memory_gb"] > 0.1).all()
+    text = benchmark.report(tmp_path / "parallel", figures=False).read_text()
+    assert "- left, raw, seed 0, fit: its process was ended by signal 9, as it is when memory runs out" in text
+    serial = benchmark.run(config, folder=tmp_path / "serial", n_jobs=0)
+    serial = serial[serial["method"] != "raw"].reset_index(drop=True)
+    pd.testing.assert_frame_equal(table[NUMBERS], serial[NUMBERS], rtol=1e-6)
+    assert set(benchmark.run(config, folder=tmp_path / "parallel", n_jobs=0)["method"]) == {
+        "raw",
+        "gene_mean",
+        "two hops",
+    }
+
+
+def test_a_failing_method_is_reported_and_tried_again(config, tmp_path, monkeypatch):
+    def diverge(self, spots, *, seed, progress):
+        raise FloatingPointError("the loss is NaN\nin epoch 3")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(GeneMean, "fit", diverge)
+        table = benchmark.run(config, folder=tmp_path, n_jobs=0)
+    assert set(table["method"]) == {"raw", "two hops"}
+    assert len(files(tmp_path / "units")) == 4
+    text = benchmark.report(tmp_path, figures=False).read_text()
+    assert "4 of 6 units are complete" in text
+    assert "- right, gene_mean, seed 0, fit: FloatingPointError: the loss is NaN in epoch 3" in text
+    assert set(benchmark.run(config, folder=tmp_path, n_jobs=0)["method"]) == {"raw", "gene_mean", "two hops"}
+    text = benchmark.report(tmp_path, figures=False).read_text()
+    assert "6 of 6 units are complete" in text
+    assert "Failed" not in text
+    assert files(tmp_path / "failed") == []
+
+
+def test_a_failing_metric_leaves_the_others(config, tmp_path):
+    config["metrics"].append({"name": "clustering", "args": {"n_components": 11}})
+    table = benchmark.run(config, folder=tmp_path, n_jobs=0)
+    assert set(table.loc[table["metric"] == "reconstruction", "dataset"]) == {"left", "right"}
+    assert set(table.loc[table["metric"] == "clustering", "dataset"]) == {"left"}
+    assert "right, raw, seed 0, fit: ValueError: n_components" in benchmark.report(tmp_path, figures=False).read_text()
+
+
+def test_a_data_set_that_cannot_be_made_fails_its_units_alone(config, tmp_path):
+    config["datasets"].append({"name": "none", "tissue": {"n_spots": -5}})
+    table = benchmark.run(config, folder=tmp_path, n_jobs=0)
+    assert set(table["dataset"]) == {"left", "right"}
+    text = benchmark.report(tmp_path, figures=False).read_text()
+    assert "- none, raw, seed 0, fit: no data set: ValueError: n_spots must be an integer >= 1, not -5." in text
+
+
+@pytest.mark.parametrize("k", [0, 2])
+def test_a_full_disk(config, tmp_path, monkeypatch, k):
+    sync, calls = os.fsync, []
+
+    def full(handle):
+        calls.append(handle)
+        if len(calls) == k + 2:  # the first is the plan
+            raise OSError(errno.ENOSPC, "No space left on device")
+        sync(handle)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_store.os, "fsync", full)
+        with pytest.raises(OSError, match="no space left on the disk. Finished units are kept") as caught:
+            benchmark.run(config, folder=tmp_path, n_jobs=0)
+    assert caught.value.errno == errno.ENOSPC
+    assert temporary(tmp_path) == []
+    assert len(files(tmp_path / "units")) == k
+    assert files(tmp_path / "failed") == []
+    for path in (tmp_path / "units").iterdir():
+        assert json.loads(path.read_text())["scores"]["reconstruction"]["mse"] > 0
+    assert len(benchmark.run(config, folder=tmp_path, n_jobs=0).drop_duplicates(["dataset", "method"])) == 6
+
+
+def test_a_disk_that_is_full_while_a_data_set_is_written(config, tmp_path, monkeypatch):
+    def full(adata, path):
+        raise OSError("Can't synchronously write data (errno = 28, error message = 'No space left on device')")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_files, "write", full)
+        with pytest.raises(_store.DiskFull, match="no space left"):
+            benchmark.run(config, folder=tmp_path, n_jobs=0)
+    assert files(tmp_path / "datasets") == []
+
+
+class FakeWorker:
+    """Works for some polls; remembers how much runs at a time."""
+
+    running, most, codes, stopped = [], [], {}, []
+
+    def __init__(self, job, folder, threads):
+        self.job, self.left, self.threads = job, job["polls"], threads
+        self.running.append(job)
+        self.most.append([j["gb"] for j in self.running])
+
+    def poll(self):
+        self.left -= 1
+        return None if self.left > 0 else self.codes.get(self.job["title"], 0)
+
+    def close(self):
+        self.running.remove(self.job)
+        return ""
+
+    def stop(self):
+        self.stopped.append(self.job["title"])
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    for name in ("running", "most", "stopped"):
+        monkeypatch.setattr(FakeWorker, name, [])
+    monkeypatch.setattr(FakeWorker, "codes", {})
+    monkeypatch.setattr(_pool, "Worker", FakeWorker)
+    monkeypatch.setattr(_pool, "_PAUSE", 0)
+    return FakeWorker
+
+
+def do_all(jobs, folder, **arguments):
+    ended = []
+    _pool.do_all(jobs, folder, estimate=lambda job: job["gb"], on_change=lambda titles, n: ended.append(n), **arguments)
+    return sum(ended)
+
+
+def test_what_runs_fits_into_the_memory(fake, tmp_path):
+    rng = np.random.default_rng(0)
+    jobs = [{"title": str(i), "gb": float(g), "polls": 1 + i % 4} for i, g in enumerate(rng.uniform(0.5, 4, size=40))]
+    assert do_all(jobs, tmp_path, n_jobs=6, budget=5.0) == 40
+    assert max(map(sum, fake.most)) <= 5
+    assert max(map(len, fake.most)) > 1
+    fake.most.clear()
+    assert do_all(jobs, tmp_path, n_jobs=6, budget=None) == 40
+    assert max(map(len, fake.most)) == 6
+    assert max(map(sum, fake.most)) > 5
+
+
+def test_a_worker_without_disk_stops_the_run(fake, tmp_path):
+    fake.codes["1"] = _work.NO_SPACE
+    jobs = [{"title": str(i), "gb": 1.0, "polls": 3 if i == 1 else 100} for i in range(5)]
+    with pytest.raises(_store.DiskFull):
+        do_all(jobs, tmp_path, n_jobs=3, budget=None)
+    assert fake.stopped == ["0", "2"]
+
+
+def test_an_interrupt_ends_the_workers(fake, tmp_path):
+    def interrupt(titles, n_ended):
+        if n_ended:
+            raise KeyboardInterrupt
+
+    jobs = [{"title": str(i), "gb": 1.0, "polls": 2 if i == 0 else 100} for i in range(5)]
+    with pytest.raises(KeyboardInterrupt):
+        _pool.do_all(jobs, tmp_path, n_jobs=3, budget=None, estimate=lambda job: 0, on_change=interrupt)
+    assert fake.stopped == ["1", "2"]
+
+
+def test_the_cores_are_shared(fake, tmp_path, monkeypatch):
+    monkeypatch.setattr(_pool, "n_cores", lambda: 7)
+    seen = []
+    init = FakeWorker.__init__
+    monkeypatch.setattr(
+        FakeWorker,
+        "__init__",
+        lambda self, job, folder, threads: (seen.append(threads), init(self, job, folder, threads))[1],
+    )
+    for n_jobs in (1, 2, 9):
+        do_all([{"title": "0", "gb": 1.0, "polls": 1}], tmp_path, n_jobs=n_jobs, budget=None)
+    assert seen == [7, 3, 1]
+
+
+def test_the_estimate_covers_what_was_measured():
+    # GB at most of DUSTED on dlpfc_151673 with 3000 genes (null test), and on xenium_mouse_brain (held-out).
+    assert 1.51 < estimate_gb(3639, 3000) < 2
+    assert 1.66 < estimate_gb(36553, 248) < 3
+
+
+def test_a_unit_that_never_fits(config, tmp_path, fits):
+    config["datasets"].append({"name": "large", "tissue": {"n_spots": 2000, "n_genes": 2000}})
+    needed = estimate_gb(2000, 2000)
+    with pytest.raises(ValueError, match=f"memory=0.7 GB is less than .*: 'large' {needed:.1f} GB"):
+        benchmark.run(config, folder=tmp_path, n_jobs=0, memory="700 MB")
+    assert fits == []
+
+
+@pytest.mark.parametrize(
+    ("text", "gb"), [("8 GB", 8), ("500MB", 0.5), ("1 GiB", 1.073741824), (2, 2), (0.5, 0.5), ("3", 3), ("0.1 tb", 100)]
+)
+def test_memory(text, gb):
+    assert read_memory(text) == pytest.approx(gb)
+
+
+@pytest.mark.parametrize("memory", ["much", "0 GB", -1, "8 GBit", True])
+def test_no_memory(memory):
+    with pytest.raises((ValueError, TypeError), match="memory"):
+        read_memory(memory)
+
+
+def test_bad_arguments(config, tmp_path):
+    with pytest.raises(ValueError, match="n_jobs"):
+        benchmark.run(config, folder=tmp_path / "out", n_jobs=-1)
+    with pytest.raises(ValueError, match="device"):
+        benchmark.run(config, folder=tmp_path / "out", device="abacus")
+    with pytest.raises(FileNotFoundError, match="no benchmark in"):
+        benchmark.results(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_lost_or_broken_file_is_done_again(config, tmp_path, fits):
+    benchmark.run(config, folder=tmp_path, n_jobs=0)
+    one, two, *_ = sorted((tmp_path / "units").iterdir())
+    one.write_text("{")
+    two.unlink()
+    shutil.rmtree(tmp_path / "datasets")
+    assert len(benchmark.run(config, folder=tmp_path, n_jobs=0).drop_duplicates(["dataset", "method"])) == 6
+    assert len(fits) == 8
+    assert len(files(tmp_path / "datasets")) == 1
+
+
+def test_a_progress_bar(config, tmp_path, capsys):
+    benchmark.run(config, folder=tmp_path / "a", n_jobs=0, progress=True)
+    shown = capsys.readouterr().err
+    assert "6/6" in shown
+    assert "right, two hops, seed 0, fit" in shown
+    benchmark.run(config, folder=tmp_path / "b", n_jobs=0, progress=False)
+    assert capsys.readouterr().err == ""
