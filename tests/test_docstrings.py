@@ -10,7 +10,7 @@ import stdenoise as st
 
 
 def examples():
-    for room in ("pp", "tl", "get", "metrics", "pl", "datasets", "methods"):
+    for room in ("pp", "tl", "get", "metrics", "pl", "datasets", "methods", "benchmark"):
         module = importlib.import_module(f"stdenoise.{room}")
         for name in module.__all__:
             yield from doctest.DocTestFinder(recurse=False).find(getattr(module, name), f"{room}.{name}", globs={})
@@ -36,4 +36,6 @@ def test_examples_run(name):
 
 
 def test_every_room_has_examples():
-    assert {"pp", "tl", "get", "metrics", "pl", "datasets", "methods", "settings"} == {name.split(".")[0] for name in EXAMPLES}
+    assert {"pp", "tl", "get", "metrics", "pl", "datasets", "methods", "benchmark", "settings"} == {
+        name.split(".")[0] for name in EXAMPLES
+    }

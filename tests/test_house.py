@@ -59,14 +59,18 @@ def rooms_used(path):
 
 
 def public_objects():
-    for room in ("pp", "tl", "get", "metrics", "pl", "datasets", "methods"):
+    for room in ("pp", "tl", "get", "metrics", "pl", "datasets", "methods", "benchmark"):
         module = importlib.import_module(f"stdenoise.{room}")
         for name in module.__all__:
             yield f"{room}.{name}", getattr(module, name)
 
 
 FUNCTIONS = {name: thing for name, thing in public_objects() if inspect.isfunction(thing)}
-VERBS = {name: function for name, function in FUNCTIONS.items() if not name.startswith(("datasets.", "methods."))}
+VERBS = {
+    name: function
+    for name, function in FUNCTIONS.items()
+    if not name.startswith(("datasets.", "methods.", "benchmark."))
+}
 
 
 # Floors
@@ -158,7 +162,14 @@ def test_only_the_command_line_prints(path):
 
 
 def test_there_are_public_functions():
-    assert {"pp.spatial_graph", "tl.denoise", "get.denoised", "metrics.morans_i", "pl.compare", "datasets.tissue"} <= set(FUNCTIONS)
+    assert {
+        "pp.spatial_graph",
+        "tl.denoise",
+        "get.denoised",
+        "metrics.morans_i",
+        "pl.compare",
+        "datasets.tissue",
+    } <= set(FUNCTIONS)
 
 
 @pytest.mark.parametrize("name", VERBS)
@@ -210,7 +221,7 @@ def test_docstrings_describe_exactly_the_parameters(name):
     assert names == list(inspect.signature(FUNCTIONS[name]).parameters)
 
 
-@pytest.mark.parametrize("room", ["pp", "tl", "get", "metrics", "pl", "datasets", "methods"])
+@pytest.mark.parametrize("room", ["pp", "tl", "get", "metrics", "pl", "datasets", "methods", "benchmark"])
 def test_rooms_export_what_they_have(room):
     module = importlib.import_module(f"stdenoise.{room}")
     public = {name for name, thing in vars(module).items() if not name.startswith("_") and not inspect.ismodule(thing)}

@@ -50,7 +50,17 @@ def test_import_adds_no_log_handler_or_level(imported):
 
 def test_public_rooms(imported):
     assert imported["complete"]
-    assert set(imported["public"]) == {"benchmark", "datasets", "get", "methods", "metrics", "pl", "pp", "settings", "tl"}
+    assert set(imported["public"]) == {
+        "benchmark",
+        "datasets",
+        "get",
+        "methods",
+        "metrics",
+        "pl",
+        "pp",
+        "settings",
+        "tl",
+    }
 
 
 def test_import_takes_less_than_a_second():

@@ -14,7 +14,7 @@ def section():
 def test_a_neighbour_mean_invents_spatial_structure(section):
     table = st.metrics.null_test(section, "neighbor_mean", n_hops=2)
     assert list(table.index) == ["real", "permuted", "redrawn"]
-    assert table.loc["real", "morans_i_before"] > 0.1
+    assert table.loc["real", "morans_i_before"] > 0.04
     assert (table["morans_i_before"].drop("real").abs() < 0.03).all()
     assert (table["morans_i_after"] > 0.5).all()
     # Where neighbours have nothing in common, they say less than the gene mean.

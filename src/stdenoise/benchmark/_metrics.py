@@ -62,7 +62,7 @@ def _groups(result: pd.Series | pd.DataFrame) -> dict[str, float]:
 
 def _median(result: pd.DataFrame) -> dict[str, float]:
     values = result["morans_i"]
-    return {"median_morans_i": float(values.median()), "n_undefined": float(values.isna().sum())}
+    return {"median_morans_i": float(values.dropna().median()), "n_undefined": float(values.isna().sum())}
 
 
 def _runs(result: pd.DataFrame) -> dict[str, float]:
