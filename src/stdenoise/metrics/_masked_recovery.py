@@ -169,4 +169,5 @@ def _neighbour_mean(values: sparse.csr_matrix, graph: SpatialGraph, row: np.ndar
     """Mean over the neighbours of a spot, itself left out, at some entries; 0 without neighbours."""
     adjacency = graph.to_scipy()
     degree = np.maximum(np.diff(adjacency.indptr), 1)
-    return np.asarray((adjacency @ values).tocsr()[row, col]).ravel() / degree[row]
+    total = np.asarray((adjacency @ values).tocsr()[row, col]).ravel()
+    return np.asarray(total / degree[row])

@@ -72,7 +72,7 @@ def mean_profile(counts: sparse.csr_matrix, depth: np.ndarray) -> np.ndarray:
         Relative depth of each spot, shape `(n_spots,)`.
     """
     total = np.asarray(counts.sum(axis=0, dtype=np.float64)).ravel()
-    return np.maximum(total, 0.5) / depth.sum()
+    return np.asarray(np.maximum(total, 0.5) / depth.sum())
 
 
 def moment_dispersion(counts: sparse.csr_matrix, depth: np.ndarray, profile: np.ndarray) -> np.ndarray:
@@ -88,7 +88,7 @@ def moment_dispersion(counts: sparse.csr_matrix, depth: np.ndarray, profile: np.
     excess = y2 - 2 * ym + squared - depth.sum() * profile
     theta = np.full(len(profile), _DISPERSION_RANGE[1])
     np.divide(squared, excess, out=theta, where=excess > squared / _DISPERSION_RANGE[1])
-    return np.clip(theta, *_DISPERSION_RANGE)
+    return np.asarray(theta.clip(*_DISPERSION_RANGE))
 
 
 def count_deviance(
