@@ -5,32 +5,33 @@ from hypothesis import given
 from hypothesis import strategies as h
 from scipy import sparse
 
-from stdenoise.graph.csr import SpatialGraph
-from stdenoise.scores.autocorrelation import Weights, autocorrelation, centre, permutations
+from stdenoise._random import torch_generator
+from stdenoise.scores.autocorrelation import Statistic, Weights, centre
 
 GRID = sparse.csr_matrix(
     np.array([[abs(a // 3 - b // 3) + abs(a % 3 - b % 3) == 1 for b in range(6)] for a in range(6)], dtype=float)
 )
+KINDS = h.sampled_from(["moran", "geary"])
+WEIGHTINGS = h.sampled_from(["row", "binary"])
 
 
 def weights_of(matrix, kind):
-    return Weights.of(SpatialGraph.from_scipy(sparse.csr_matrix(matrix)), kind)
+    return Weights.of(sparse.csr_matrix(matrix), kind)
 
 
-def statistic(kind, values, weights, *, width=2):
-    centred, spread = centre(torch.tensor(np.asarray(values, dtype=float)))
-    return autocorrelation(kind, centred.split(width, dim=1), spread, weights).numpy()
+def of_dense(kind, values, weights):
+    return Statistic(kind, weights).of_centred(*centre(torch.tensor(np.asarray(values, dtype=float)))).numpy()
 
 
 def directed_graph(seed, n):
     rng = np.random.default_rng(seed)
     matrix = (rng.random((n, n)) < 0.3).astype(float)
-    np.fill_diagonal(matrix, 0)
     matrix[0, 1] = 1
     return matrix
 
 
 def dense_weights(matrix, kind):
+    matrix = matrix * (1 - np.eye(len(matrix)))
     total = matrix.sum(1, keepdims=True)
     return matrix / np.where(total > 0, total, 1) if kind == "row" else matrix
 
@@ -47,15 +48,38 @@ def brute(kind, values, w):
 @pytest.mark.parametrize(("kind", "expected"), [("binary", 0.392857), ("row", 0.458333)])
 def test_the_published_example(kind, expected):
     values = np.array([1.0, 2, 4, 1, 3, 5])[:, None]
-    assert statistic("moran", values, weights_of(GRID, kind)) == pytest.approx([expected], abs=1e-6)
+    assert of_dense("moran", values, weights_of(GRID, kind)) == pytest.approx([expected], abs=1e-6)
 
 
-@given(h.integers(0, 1000), h.integers(3, 12), h.sampled_from(["row", "binary"]), h.sampled_from(["moran", "geary"]))
+@given(h.integers(0, 1000), h.integers(3, 12), WEIGHTINGS, KINDS)
 def test_both_equal_their_definition(seed, n, weighting, kind):
     matrix = directed_graph(seed, n)
     values = np.random.default_rng(seed).normal(size=(n, 5)) + 3
     expected = brute(kind, values, dense_weights(matrix, weighting))
-    np.testing.assert_allclose(statistic(kind, values, weights_of(matrix, weighting)), expected, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(of_dense(kind, values, weights_of(matrix, weighting)), expected, rtol=1e-9, atol=1e-12)
+
+
+@given(h.integers(0, 1000), WEIGHTINGS, KINDS, h.sampled_from([np.float32, np.int64]), h.sampled_from([3, 1024]))
+def test_sparse_values_equal_their_definition(seed, weighting, kind, dtype, rows):
+    matrix = directed_graph(seed, 14)
+    values = np.random.default_rng(seed).poisson(1.0, size=(14, 6))
+    values[0, values.min(0) == values.max(0)] += 1
+    counts = sparse.csr_matrix(values.astype(dtype))
+    expected = brute(kind, values, dense_weights(matrix, weighting))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("stdenoise.scores.autocorrelation._ROWS", rows)
+        measured = Statistic(kind, weights_of(matrix, weighting)).of_sparse(counts)
+    np.testing.assert_allclose(measured, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_sparse_values_that_sums_cannot_centre_are_handed_back():
+    values = np.random.default_rng(0).normal(size=(6, 3))
+    values[:, 1] += 1e4
+    values[:, 2] = 0.1
+    measured = Statistic("moran", weights_of(GRID, "row")).of_sparse(sparse.csr_matrix(values))
+    assert np.isfinite(measured[0])
+    assert np.isinf(measured[1])
+    assert np.isnan(measured[2])
 
 
 @pytest.mark.parametrize("weighting", ["row", "binary"])
@@ -70,40 +94,22 @@ def test_moments_equal_their_definition(weighting):
 @pytest.mark.parametrize("kind", ["moran", "geary"])
 def test_expectation_and_variance_are_those_of_independent_normal_values(kind):
     weights = weights_of(directed_graph(5, 20), "row")
-    values = np.random.default_rng(0).normal(size=(20, 40_000))
-    drawn = statistic(kind, values, weights, width=1000)
+    drawn = of_dense(kind, np.random.default_rng(0).normal(size=(20, 40_000)), weights)
     assert drawn.mean() == pytest.approx(weights.expected(kind), abs=4 * drawn.std() / 200)
     assert drawn.var() == pytest.approx(weights.variance(kind), rel=0.03)
 
 
-@given(h.integers(0, 1000), h.sampled_from(["moran", "geary"]))
-def test_moving_the_graph_is_moving_the_values(seed, kind):
+@given(h.integers(0, 1000), WEIGHTINGS, KINDS)
+def test_a_permutation_moves_the_values_of_all_genes(seed, weighting, kind):
     matrix = directed_graph(seed, 9)
-    rng = np.random.default_rng(seed)
-    values, order = rng.normal(size=(9, 3)), rng.permutation(9)
-    weights = weights_of(matrix, "row")
-    moved = np.empty_like(values)
-    moved[order] = values
-    # The spot that stands where order[i] stood has the value of spot i.
-    np.testing.assert_allclose(
-        statistic(kind, values, weights.permuted(order)), statistic(kind, moved, weights), rtol=1e-9, atol=1e-12
-    )
-
-
-def test_permutations_are_the_same_for_all_genes_and_seeds_repeat():
-    weights = weights_of(GRID, "binary")
-    values = torch.tensor(np.random.default_rng(0).normal(size=(6, 4)))
-    values[:, 3] = values[:, 0]
-    centred, spread = centre(values)
-
-    def drawn(seed):
-        return torch.stack(
-            list(permutations("moran", centred.split(1, dim=1), spread, weights, n_permutations=20, seed=seed))
-        )
-
-    assert torch.equal(drawn(1)[:, 0], drawn(1)[:, 3])
-    assert torch.equal(drawn(1), drawn(1))
-    assert not torch.equal(drawn(1), drawn(2))
+    values = np.random.default_rng(seed).normal(size=(9, 3))
+    centred, spread = centre(torch.tensor(values))
+    statistic = Statistic(kind, weights_of(matrix, weighting))
+    drawn = statistic.permuted(centred, spread, n_permutations=4, generator=torch_generator(seed))
+    generator = torch_generator(seed)
+    for row in drawn:
+        moved = values[torch.randperm(9, generator=generator).numpy()]
+        np.testing.assert_allclose(row, brute(kind, moved, dense_weights(matrix, weighting)), rtol=1e-9, atol=1e-12)
 
 
 def test_constant_columns_have_no_spread():

@@ -36,6 +36,16 @@ def to_csr_tensor(matrix: csr_matrix | csr_array, *, dtype: torch.dtype, device:
     )
 
 
+def share_csr_tensor(matrix: csr_matrix | csr_array) -> Tensor:
+    """Show a scipy CSR matrix to torch for reading only: the tensor lives on the CPU and shares its memory."""
+    # Read-only memory is copied: torch has no tensors of it.
+    crow, col, values = (
+        torch.from_numpy(part if part.flags.writeable else part.copy())
+        for part in (matrix.indptr, matrix.indices, matrix.data)
+    )
+    return torch.sparse_csr_tensor(crow, col, values, size=matrix.shape)
+
+
 def transpose_csr(matrix: Tensor) -> Tensor:
     """Transpose of a CSR tensor, again CSR."""
     return matrix.transpose(0, 1).to_sparse_csr()

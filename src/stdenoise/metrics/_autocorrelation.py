@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from stdenoise import _keys
-from stdenoise._expression import gene_blocks, read_expression
-from stdenoise._random import check_seed
+from stdenoise._expression import Matrix, gene_blocks, read_expression
+from stdenoise._random import check_seed, torch_generator
 from stdenoise._settings import settings
 from stdenoise._validate import check_anndata, check_choice, check_number
 
@@ -20,8 +20,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("stdenoise")
 
-_BLOCK_ENTRIES = 2**25
-_PANEL = 32
+_WIDTH = 32
+"""Genes of a block: few, so that their values stay in cache."""
+
+_TIE = 1e-6
+"""Statistics of permuted values that are closer than this are equal: they are computed in single precision."""
 
 
 def morans_i(
@@ -218,67 +221,63 @@ def _table(
 
     import pandas as pd
     import torch
-    from scipy import sparse, stats
+    from scipy import sparse, special
     from tqdm import tqdm
 
     from stdenoise._device import resolve_device
     from stdenoise._spots import read_graph
-    from stdenoise.graph.csr import SpatialGraph
-    from stdenoise.scores.autocorrelation import Weights, autocorrelation, centre, permutations
+    from stdenoise.scores.autocorrelation import Statistic, Weights, centre, sparse_products
 
     on = resolve_device(device)
     expression = read_expression(adata, layer, genes=genes)
     values = expression.on_scale(scale)
-    edges = Weights.of(SpatialGraph.from_scipy(read_graph(adata, graph_key)), weights)
+    edges = Weights.of(read_graph(adata, graph_key), weights)
     if edges.s0 == 0:
         raise ValueError(f"the graph {graph_key!r} has no edge; build it with a larger radius.")
+    statistic = Statistic(kind, edges, on)
 
-    (n_spots, n_genes), n_drawn = values.shape, n_permutations or 0
-    observed, drawn = np.empty(n_genes), np.empty((n_drawn, n_genes))
-    width = n_genes if not n_drawn else max(_PANEL, _BLOCK_ENTRIES // n_spots)
-    if sparse.issparse(values):
-        values = values.tocsc()
-    with tqdm(
-        total=n_drawn * n_genes, desc="permutations", unit="gene", disable=not (show_progress and n_drawn)
-    ) as bar:
-        for start in range(0, n_genes, width):
-            block = slice(start, start + width)
-            panels, spreads = [], []
-            for part, dense in gene_blocks(
-                values[:, block], block_entries=_PANEL * n_spots, device=on, dtype=torch.float64
-            ):
-                panel, spread = centre(dense)
-                observed[block][part] = autocorrelation(kind, [panel], spread, edges).cpu().numpy()
-                if n_drawn:
-                    # Permutations are compared, not reported: single precision is twice as fast.
-                    panels.append(panel.float())
-                    spreads.append(spread)
-            if n_drawn:
-                runs = permutations(kind, panels, torch.cat(spreads), edges, n_permutations=n_drawn, seed=seed)
-                for row, statistic in zip(drawn, runs, strict=True):
-                    row[block] = statistic.cpu().numpy()
-                    bar.update(len(statistic))
+    def blocks(matrix: Matrix) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor]]:
+        narrow = gene_blocks(matrix, block_entries=_WIDTH * adata.n_obs, device=on, dtype=torch.float64)
+        for block, dense in narrow:
+            yield block, *centre(dense)
+
+    observed = np.full(values.shape[1], np.inf)
+    if on.type == "cpu" and sparse.issparse(values) and sparse_products():
+        observed = statistic.of_sparse(values)
+    left = np.flatnonzero(np.isinf(observed))
+    if len(left):
+        for block, centred, spread in blocks(values[:, left] if len(left) < len(observed) else values):
+            observed[left[block]] = statistic.of_centred(centred, spread).cpu().numpy()
 
     n_constant = int(np.isnan(observed).sum())
     if n_constant:
-        logger.info("%d of %d genes are constant: their autocorrelation is NaN", n_constant, n_genes)
+        logger.info("%d of %d genes are constant: their autocorrelation is NaN", n_constant, len(observed))
     expected, variance = edges.expected(kind), edges.variance(kind)
     z = (observed - expected) / np.sqrt(variance)
     name = {"moran": "morans_i", "geary": "gearys_c"}[kind]
-    columns = {name: observed, "expected": expected, "variance": variance, "z": z, "p": stats.norm.sf(np.abs(z))}
-    if n_drawn:
-        columns |= _against_permutations(observed, drawn)
+    columns = {name: observed, "expected": expected, "variance": variance, "z": z, "p": special.ndtr(-np.abs(z))}
+    if n_permutations is not None:
+        tests: dict[str, list[np.ndarray]] = {}
+        with tqdm(total=len(observed), desc="permutations", unit="gene", disable=not show_progress) as bar:
+            for block, centred, spread in blocks(values):
+                # Permutations are compared, not reported: in single precision they take half the time.
+                scaled = centred.mul_(spread.rsqrt()).float()
+                ones = torch.ones_like(spread)
+                drawn = statistic.permuted(scaled, ones, n_permutations=n_permutations, generator=torch_generator(seed))
+                for column, test in _against_permutations(observed[block], drawn.double().cpu().numpy()).items():
+                    tests.setdefault(column, []).append(test)
+                bar.update(len(spread))
+        columns |= {column: np.concatenate(parts) for column, parts in tests.items()}
     return pd.DataFrame(columns, index=expression.genes.rename("gene"))
 
 
 def _against_permutations(observed: np.ndarray, drawn: np.ndarray) -> dict[str, np.ndarray]:
     spread = drawn.std(axis=0)
-    n_above = (drawn >= observed).sum(axis=0)
-    further = np.minimum(n_above, len(drawn) - n_above)
-    defined = np.isfinite(observed)
-    z = np.divide(observed - drawn.mean(axis=0), spread, out=np.full(len(observed), np.nan), where=spread > 0)
+    # A gene of few counts has many equal permutations. Equal but for rounding, they count on either side.
+    further = np.minimum((drawn >= observed - _TIE).sum(axis=0), (drawn <= observed + _TIE).sum(axis=0))
+    z = np.divide(observed - drawn.mean(axis=0), spread, out=np.full(len(observed), np.nan), where=spread > _TIE)
     return {
         "variance_permutation": spread**2,
         "z_permutation": z,
-        "p_permutation": np.where(defined, (further + 1) / (len(drawn) + 1), np.nan),
+        "p_permutation": np.where(np.isnan(observed), np.nan, (further + 1) / (len(drawn) + 1)),
     }

@@ -175,7 +175,9 @@ def _structure(section: Trial, values: Tensor, device: str) -> dict[str, float]:
     smooth = smoothing(adata, "after", device=device)
     return {
         **{
-            f"morans_i_{when}": float(morans_i(adata, layer=name, scale="log1p", device=device)["morans_i"].dropna().median())
+            f"morans_i_{when}": float(
+                morans_i(adata, layer=name, scale="log1p", device=device)["morans_i"].dropna().median()
+            )
             for when, name in (("before", None), ("after", "after"))
         },
         **{name: float(smooth[name]) for name in ("variance_kept", "correlation_before", "correlation_after")},
