@@ -10,7 +10,6 @@ from stdenoise._spots import (
     Denoised,
     check_key_is_free,
     read_denoised,
-    read_graph,
     read_spots,
     select_genes,
     write_denoised,
@@ -128,12 +127,6 @@ def test_graph(irregular):
     dense = np.zeros((41, 41), dtype=bool)
     dense[graph.row, graph.col] = True
     np.testing.assert_array_equal(dense, irregular.obsp["spatial_connectivities"].toarray() > 0)
-
-
-def test_dense_graphs_are_read(hexagonal):
-    expected = read_graph(hexagonal, "spatial").toarray()
-    hexagonal.obsp["dense_connectivities"] = expected
-    np.testing.assert_array_equal(read_graph(hexagonal, "dense").toarray(), expected)
 
 
 # Choice of genes

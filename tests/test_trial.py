@@ -9,6 +9,7 @@ from stdenoise._trial import check_fraction, held_out_scores, read_trial
 from stdenoise.methods import DUSTED, GeneMean, NeighborMean, Raw
 
 OPTIONS = {"layer": None, "genes": None, "graph_key": "spatial", "library_key": None, "device": "cpu", "seed": 0}
+OPTIONS |= {"spatial_key": "spatial", "features_key": None}
 
 
 @pytest.fixture
@@ -39,14 +40,14 @@ def test_gene_subsets_keep_the_depth_of_all_genes(irregular):
 
 def test_without_edges_every_spot_is_on_its_own(trial):
     alone = trial.without_edges()
-    assert alone.graph.n_edges == 0
+    assert alone.context.graph.n_edges == 0
     mean = alone.fit(NeighborMean(n_hops=5), seed=0, progress=False).mean.numpy()
     np.testing.assert_allclose(mean, trial.counts.toarray(), rtol=1e-5)
 
 
 def test_no_graph_is_read_where_none_is_needed(irregular):
     del irregular.obsp["spatial_connectivities"]
-    assert read_trial(irregular, [Raw()], **OPTIONS).graph is None
+    assert read_trial(irregular, [Raw()], **OPTIONS).context.graph is None
     with pytest.raises(KeyError, match="Build the graph first"):
         read_trial(irregular, [Raw(), DUSTED()], **OPTIONS)
     with pytest.raises(KeyError, match="Build the graph first"):

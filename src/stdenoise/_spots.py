@@ -20,9 +20,10 @@ from scipy import sparse
 from torch import Tensor
 
 from stdenoise import _keys
+from stdenoise._context import Context, read_context
 from stdenoise._expression import lognorm
-from stdenoise._keys import GraphKeys, ResultKeys
-from stdenoise._validate import check_counts, lookup, near_match, read_libraries
+from stdenoise._keys import ResultKeys
+from stdenoise._validate import check_counts, lookup, near_match
 from stdenoise.graph.csr import SpatialGraph, to_csr_tensor
 
 if TYPE_CHECKING:
@@ -48,8 +49,8 @@ class Spots:
         Whether a spot has any count, shape `(n_spots,)`.
     genes
         Gene names, in the order of the columns.
-    graph
-        Spatial graph without self loops, for methods that need one.
+    graph, coordinates, features, libraries
+        As in `Context`: `None` where the method does not need it.
     """
 
     counts: Tensor
@@ -58,6 +59,9 @@ class Spots:
     nonempty: Tensor
     genes: tuple[str, ...]
     graph: SpatialGraph | None = None
+    coordinates: Tensor | None = None
+    features: Tensor | None = None
+    libraries: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -134,29 +138,6 @@ def read_counts(adata: AnnData, layer: str | None, *, allow_fractions: bool = Fa
     return sparse.csr_matrix(matrix)
 
 
-def read_graph(adata: AnnData, graph_key: str) -> sparse.csr_matrix:
-    """Read the adjacency matrix of a spatial graph, ours or squidpy's."""
-    key = GraphKeys(graph_key).connectivities
-    adjacency = lookup(adata.obsp, key, where="adata.obsp", advice="Build the graph first: st.pp.spatial_graph(adata).")
-    if adjacency.shape != (adata.n_obs, adata.n_obs):
-        raise ValueError(
-            f"adata.obsp[{key!r}] has shape {adjacency.shape}, but adata has {adata.n_obs} spots; "
-            "build the graph again: st.pp.spatial_graph(adata)."
-        )
-    return sparse.csr_matrix(adjacency)
-
-
-def check_libraries(adjacency: sparse.csr_matrix, codes: np.ndarray, library_key: str) -> None:
-    """Raise when an edge joins two libraries."""
-    edges = adjacency.tocoo()
-    crossing = int((codes[edges.row] != codes[edges.col]).sum())
-    if crossing:
-        raise ValueError(
-            f"{crossing} of {edges.nnz} edges join spots of different {library_key!r}; "
-            f"build the graph with st.pp.spatial_graph(adata, library_key={library_key!r})."
-        )
-
-
 def read_spots(
     adata: AnnData,
     *,
@@ -164,6 +145,8 @@ def read_spots(
     positions: np.ndarray | None,
     graph_key: str | None,
     library_key: str | None,
+    spatial_key: str | None = None,
+    features_key: str | None = None,
     allow_fractions: bool,
     device: torch.device,
 ) -> Spots:
@@ -177,8 +160,8 @@ def read_spots(
         Layer of raw counts; `None` for `X`.
     positions
         Columns to model, from `select_genes`.
-    graph_key
-        Key of the spatial graph; `None` for methods without one.
+    graph_key, spatial_key, features_key
+        Keys of graph, coordinates and image features; `None` for methods without them.
     library_key
         Column of `obs` that no edge may cross.
     allow_fractions
@@ -187,16 +170,15 @@ def read_spots(
         Where the tensors go.
     """
     counts = read_counts(adata, layer, allow_fractions=allow_fractions)
-    # Read for methods without a graph, too: a mistyped column is an error, never ignored.
-    codes = None if library_key is None else read_libraries(adata, library_key)[1]
-    graph = None
-    if graph_key is not None:
-        adjacency = read_graph(adata, graph_key)
-        if library_key is not None and codes is not None:
-            check_libraries(adjacency, codes, library_key)
-        graph = SpatialGraph.from_scipy(adjacency, device=device)
-
-    return make_spots(counts, tuple(map(str, adata.var_names)), positions=positions, graph=graph, device=device)
+    context = read_context(
+        adata,
+        graph_key=graph_key,
+        library_key=library_key,
+        spatial_key=spatial_key,
+        features_key=features_key,
+        device=device,
+    )
+    return make_spots(counts, tuple(map(str, adata.var_names)), positions=positions, context=context, device=device)
 
 
 def make_spots(
@@ -204,7 +186,7 @@ def make_spots(
     genes: Sequence[str],
     *,
     positions: np.ndarray | None,
-    graph: SpatialGraph | None,
+    context: Context,
     device: torch.device,
 ) -> Spots:
     """Move checked counts to the device, with size factors over all genes and normalised values over the modelled ones.
@@ -217,8 +199,8 @@ def make_spots(
         Names of all genes.
     positions
         Columns to model; `None` for all.
-    graph
-        Spatial graph on the device.
+    context
+        What surrounds the spots, on the device.
     device
         Where the tensors go.
     """
@@ -242,7 +224,7 @@ def make_spots(
         size_factors=torch.tensor(size_factors, dtype=torch.float32, device=device),
         nonempty=torch.tensor(nonempty, device=device),
         genes=tuple(genes),
-        graph=graph,
+        **vars(context),
     )
 
 

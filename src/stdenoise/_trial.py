@@ -13,19 +13,13 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
+from stdenoise._context import Context, read_context
 from stdenoise._expression import TARGET_SUM
 from stdenoise._random import check_seed
-from stdenoise._spots import (
-    Denoised,
-    check_libraries,
-    make_spots,
-    read_counts,
-    read_graph,
-    select_genes,
-)
-from stdenoise._validate import check_anndata, check_unique_genes, read_libraries
-from stdenoise.graph.csr import SpatialGraph
+from stdenoise._spots import Denoised, make_spots, read_counts, select_genes
+from stdenoise._validate import check_anndata, check_unique_genes
 from stdenoise.methods._base import Denoiser
+from stdenoise.methods._registry import check_features_key
 from stdenoise.methods.baselines import GeneMean
 from stdenoise.scores import deviance
 
@@ -45,10 +39,8 @@ class Trial:
         Names of all genes.
     positions
         Columns to model and score; `None` for all.
-    graph
-        Spatial graph, where there is one.
-    libraries
-        Library of each spot, shape `(n_spots,)`.
+    context
+        What surrounds the spots.
     device
         Where methods run.
     """
@@ -56,8 +48,7 @@ class Trial:
     counts: sparse.csr_matrix
     genes: tuple[str, ...]
     positions: np.ndarray | None
-    graph: SpatialGraph | None
-    libraries: np.ndarray
+    context: Context
     device: torch.device
 
     def with_counts(self, counts: sparse.csr_matrix) -> Trial:
@@ -66,8 +57,7 @@ class Trial:
 
     def without_edges(self) -> Trial:
         """Return the same section, each spot on its own."""
-        empty = sparse.csr_matrix((self.counts.shape[0],) * 2)
-        return replace(self, graph=SpatialGraph.from_scipy(empty, device=self.device))
+        return replace(self, context=self.context.without_neighbors(self.counts.shape[0]))
 
     def modelled(self, counts: sparse.csr_matrix) -> sparse.csr_matrix:
         """Columns of the modelled genes."""
@@ -80,7 +70,7 @@ class Trial:
 
     def fit(self, method: Denoiser, *, seed: int, progress: bool) -> Denoised:
         """Run a method on these counts."""
-        spots = make_spots(self.counts, self.genes, positions=self.positions, graph=self.graph, device=self.device)
+        spots = make_spots(self.counts, self.genes, positions=self.positions, context=self.context, device=self.device)
         return method.fit(spots, seed=seed, progress=progress)
 
     def expected(self, result: Denoised) -> Tensor:
@@ -129,6 +119,8 @@ def read_trial(
     genes: str | Sequence[str] | None,
     graph_key: str,
     library_key: str | None,
+    spatial_key: str,
+    features_key: str | None,
     device: str,
     seed: int,
     with_graph: bool = False,
@@ -139,22 +131,23 @@ def read_trial(
     check_seed(seed)
     check_anndata(adata)
     check_unique_genes(adata)
+    check_features_key(features_key, methods)
     target = resolve_device(device)
     positions = select_genes(adata, genes)
     counts = read_counts(adata, layer)
     if not counts.has_canonical_format:
         counts = counts.copy()
         counts.sum_duplicates()
-    libraries = np.zeros(adata.n_obs, dtype=np.int64)
-    if library_key is not None:
-        libraries = read_libraries(adata, library_key)[1]
-    graph = None
-    if with_graph or any("graph" in method.info.needs for method in methods):
-        adjacency = read_graph(adata, graph_key)
-        if library_key is not None:
-            check_libraries(adjacency, libraries, library_key)
-        graph = SpatialGraph.from_scipy(adjacency, device=target)
-    return Trial(counts, tuple(map(str, adata.var_names)), positions, graph, libraries, target)
+    needs = {need for method in methods for need in method.info.needs}
+    context = read_context(
+        adata,
+        graph_key=graph_key if with_graph or "graph" in needs else None,
+        library_key=library_key,
+        spatial_key=spatial_key if "coordinates" in needs else None,
+        features_key=features_key,
+        device=target,
+    )
+    return Trial(counts, tuple(map(str, adata.var_names)), positions, context, target)
 
 
 def held_out_scores(

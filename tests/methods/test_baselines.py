@@ -5,6 +5,7 @@ from scipy import sparse
 from sklearn.decomposition import NMF, PCA
 
 import stdenoise as st
+from stdenoise._context import Context
 from stdenoise._expression import lognorm
 from stdenoise._spots import make_spots
 from stdenoise.graph.csr import SpatialGraph
@@ -16,7 +17,7 @@ BASELINES = [Raw(), GeneMean(), NeighborMean(), PCAReconstruction(n_components=3
 def spots_of(adata, counts=None):
     graph = SpatialGraph.from_scipy(adata.obsp["spatial_connectivities"])
     counts = adata.X if counts is None else sparse.csr_matrix(counts, dtype=np.float32)
-    return make_spots(counts, list(adata.var_names), positions=None, graph=graph, device=torch.device("cpu"))
+    return make_spots(counts, list(adata.var_names), positions=None, context=Context(graph), device=torch.device("cpu"))
 
 
 def fit(method: Denoiser, spots, seed=0):

@@ -60,14 +60,14 @@ def pyg(
     import torch
     from torch_geometric.data import Data
 
-    from stdenoise import _spots
+    from stdenoise import _context, _spots
     from stdenoise.graph.csr import SpatialGraph
 
     check_anndata(adata)
     check_unique_genes(adata)
     positions = _spots.select_genes(adata, genes)
     counts = _spots.read_counts(adata, layer)
-    graph = SpatialGraph.from_scipy(_spots.read_graph(adata, graph_key))
+    graph = SpatialGraph.from_scipy(_context.read_graph(adata, graph_key))
     counts = counts if positions is None else counts[:, positions]
     logger.info("dense counts of %d x %d: %.2f GB", *counts.shape, counts.shape[0] * counts.shape[1] * 4 / 1e9)
     data = Data(

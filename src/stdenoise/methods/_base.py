@@ -26,7 +26,7 @@ class MethodInfo:
     summary
         One line.
     needs
-        Inputs beyond counts: `"graph"`.
+        Inputs beyond counts: `"graph"`, `"coordinates"`.
     scale
         Scale of the denoised values, `"counts"` or `"log1p"`.
     writes
@@ -37,6 +37,8 @@ class MethodInfo:
         Publication.
     licence
         Licence of the original code.
+    optional
+        Inputs that are read where they are given: `"features"` of an image.
     """
 
     name: str
@@ -47,6 +49,7 @@ class MethodInfo:
     size: str
     reference: str
     licence: str
+    optional: tuple[str, ...] = ()
 
 
 class Denoiser(ABC):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
@@ -49,12 +50,23 @@ def make_method(method: str | Denoiser, params: dict[str, Any]) -> Denoiser:
     return methods[method](**params)
 
 
+def check_features_key(features_key: str | None, methods: Sequence[Denoiser]) -> None:
+    """Raise when image features are named and no method looks at them."""
+    if features_key is None or any("features" in method.info.optional for method in methods):
+        return
+    users = [name for name, cls in registered().items() if "features" in cls.info.optional]
+    raise TypeError(
+        f"features_key={features_key!r} does not apply to {', '.join(m.info.name for m in methods)}; "
+        f"image features are read by {users}."
+    )
+
+
 def table() -> pd.DataFrame:
     """List every available method.
 
     Returns
     -------
-    One row per method, indexed by name: summary, what it needs beside counts, the scale of its output, the arrays it
+    One row per method, indexed by name: summary, what it needs beside counts and what it can use, the scale of its output, the arrays it
     writes, what limits its size, the publication and the licence of the original code.
 
     Examples
@@ -67,6 +79,6 @@ def table() -> pd.DataFrame:
 
     rows = [asdict(cls.info) for cls in registered().values()]
     frame = pd.DataFrame(rows).set_index("name")
-    for column in ("needs", "writes"):
+    for column in ("needs", "optional", "writes"):
         frame[column] = frame[column].str.join(", ")
     return frame

@@ -224,8 +224,8 @@ def _table(
     from scipy import sparse, special
     from tqdm import tqdm
 
+    from stdenoise._context import read_graph
     from stdenoise._device import resolve_device
-    from stdenoise._spots import read_graph
     from stdenoise.scores.autocorrelation import Statistic, Weights, centre, sparse_products
 
     on = resolve_device(device)

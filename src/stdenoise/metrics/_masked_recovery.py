@@ -35,6 +35,8 @@ def masked_recovery(
     genes: str | Sequence[str] | None = None,
     graph_key: str = _keys.SPATIAL,
     library_key: str | None = None,
+    spatial_key: str = _keys.SPATIAL,
+    features_key: str | None = None,
     device: str = "auto",
     seed: int = 0,
     progress: bool | None = None,
@@ -65,6 +67,10 @@ def masked_recovery(
         Key of the spatial graph.
     library_key
         Column of `obs` that no edge may cross.
+    spatial_key
+        Key of the coordinates in `obsm`, for methods that need them.
+    features_key
+        Key of image features in `obsm`, for methods that can use them (see `stdenoise.pp.image_features`); none if not given.
     device
         `"auto"` (see `stdenoise.settings`), `"cpu"`, `"cuda"` or `"cuda:<i>"`.
     seed
@@ -120,6 +126,8 @@ def masked_recovery(
         genes=genes,
         graph_key=graph_key,
         library_key=library_key,
+        spatial_key=spatial_key,
+        features_key=features_key,
         device=device,
         seed=seed,
     )
@@ -138,8 +146,8 @@ def masked_recovery(
             "zeros": np.zeros(len(row)),
             "mean of positives": _positive_mean(normal)[col],
         }
-        if trial.graph is not None:
-            predictions["mean of neighbours"] = _neighbour_mean(normal, trial.graph, row, col)
+        if trial.context.graph is not None:
+            predictions["mean of neighbours"] = _neighbour_mean(normal, trial.context.graph, row, col)
         actual = np.asarray(lognorm(truth)[row, col]).ravel()
         for name, predicted in predictions.items():
             scores = masked_scores(predicted, actual, col, min_masked=_MIN_MASKED)

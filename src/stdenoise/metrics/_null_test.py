@@ -32,6 +32,8 @@ def null_test(
     genes: str | Sequence[str] | None = None,
     graph_key: str = _keys.SPATIAL,
     library_key: str | None = None,
+    spatial_key: str = _keys.SPATIAL,
+    features_key: str | None = None,
     device: str = "auto",
     seed: int = 0,
     progress: bool | None = None,
@@ -64,6 +66,10 @@ def null_test(
         Key of the spatial graph.
     library_key
         Column of `obs` naming the section of each spot, within which spots are permuted.
+    spatial_key
+        Key of the coordinates in `obsm`, for methods that need them.
+    features_key
+        Key of image features in `obsm`, for methods that can use them (see `stdenoise.pp.image_features`); none if not given.
     device
         `"auto"` (see `stdenoise.settings`), `"cpu"`, `"cuda"` or `"cuda:<i>"`.
     seed
@@ -120,12 +126,16 @@ def null_test(
         genes=genes,
         graph_key=graph_key,
         library_key=library_key,
+        spatial_key=spatial_key,
+        features_key=features_key,
         device=device,
         seed=seed,
         with_graph=True,
     )
     rng = np.random.default_rng([seed, 1])
-    order = permute_spots(trial.libraries, rng)
+    codes = trial.context.libraries
+    libraries = np.zeros(adata.n_obs, dtype=np.int64) if codes is None else codes.cpu().numpy()
+    order = permute_spots(libraries, rng)
     rest, held = trial.thinned(fraction, seed)
     noise, noise_held = trial.with_counts(redraw(trial.counts, rng)).thinned(fraction, seed)
     runs = {
@@ -133,7 +143,7 @@ def null_test(
         "permuted": (rest.with_counts(rest.counts[order]), held[order]),
         "redrawn": (noise, noise_held),
     }
-    uses_graph = "graph" in denoiser.info.needs
+    uses_graph = bool({"graph", "coordinates"} & set(denoiser.info.needs))
     rows = {}
     total = len(runs) + uses_graph
     with tqdm(total=total, desc="null test", unit="fit", disable=not settings.show_progress(progress)) as bar:
@@ -163,7 +173,7 @@ def _structure(section: Trial, values: Tensor, device: str) -> dict[str, float]:
     from anndata import AnnData
 
     counts: sparse.csr_matrix = section.modelled(section.counts)
-    graph = section.graph
+    graph = section.context.graph
     if graph is None:
         raise ValueError("null_test needs a spatial graph.")
     adata = AnnData(

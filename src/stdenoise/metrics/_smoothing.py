@@ -172,7 +172,7 @@ def _read_edges(adata: AnnData, labels: str, graph_key: str) -> tuple[np.ndarray
     """Pairs of joined spots that both have a region, whether the regions differ, and the number of spots without one."""
     from scipy import sparse
 
-    from stdenoise._spots import read_graph
+    from stdenoise._context import read_graph
 
     codes = lookup(adata.obs, labels, where="adata.obs").astype("category").cat.codes.to_numpy()
     graph = read_graph(adata, graph_key)

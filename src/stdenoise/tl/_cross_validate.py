@@ -37,6 +37,8 @@ def cross_validate(
     genes: str | Sequence[str] | None = None,
     graph_key: str = _keys.SPATIAL,
     library_key: str | None = None,
+    spatial_key: str = _keys.SPATIAL,
+    features_key: str | None = None,
     device: str = "auto",
     seed: int = 0,
     progress: bool | None = None,
@@ -67,6 +69,10 @@ def cross_validate(
         Key of the spatial graph.
     library_key
         Column of `obs` that no edge may cross.
+    spatial_key
+        Key of the coordinates in `obsm`, for methods that need them.
+    features_key
+        Key of image features in `obsm`, for methods that can use them (see `stdenoise.pp.image_features`); none if not given.
     device
         `"auto"` (see `stdenoise.settings`), `"cpu"`, `"cuda"` or `"cuda:<i>"`.
     seed
@@ -107,6 +113,8 @@ def cross_validate(
         genes=genes,
         graph_key=graph_key,
         library_key=library_key,
+        spatial_key=spatial_key,
+        features_key=features_key,
         device=device,
         seed=seed,
     )

@@ -25,6 +25,8 @@ def denoise(
     genes: str | Sequence[str] | None = None,
     graph_key: str = _keys.SPATIAL,
     library_key: str | None = None,
+    spatial_key: str = _keys.SPATIAL,
+    features_key: str | None = None,
     key_added: str | None = None,
     check_counts: bool = True,
     device: str = "auto",
@@ -52,6 +54,10 @@ def denoise(
         Key of the spatial graph: `obsp["<graph_key>_connectivities"]`.
     library_key
         Column of `obs` naming the section of each spot. An edge between two sections is an error.
+    spatial_key
+        Key of the coordinates in `obsm`, for methods that need them.
+    features_key
+        Key of image features in `obsm`, for methods that can use them (see `stdenoise.pp.image_features`); none if not given.
     key_added
         Prefix of the results; the name of the method if not given.
     check_counts
@@ -101,7 +107,7 @@ def denoise(
     >>> adata.layers["dusted_mean"].shape
     (100, 20)
     """
-    from stdenoise.methods._registry import make_method
+    from stdenoise.methods._registry import check_features_key, make_method
 
     denoiser = make_method(method, params)
     check_seed(seed)
@@ -115,6 +121,7 @@ def denoise(
     from stdenoise import _spots
     from stdenoise._device import resolve_device
 
+    check_features_key(features_key, [denoiser])
     positions = _spots.select_genes(adata, genes)
     _spots.check_key_is_free(adata, key)
     target = resolve_device(device)
@@ -124,6 +131,8 @@ def denoise(
         positions=positions,
         graph_key=graph_key if "graph" in denoiser.info.needs else None,
         library_key=library_key,
+        spatial_key=spatial_key if "coordinates" in denoiser.info.needs else None,
+        features_key=features_key,
         allow_fractions=not check_counts,
         device=target,
     )
@@ -140,6 +149,8 @@ def denoise(
             "layer": layer or "X",
             "graph_key": graph_key,
             "library_key": library_key or "",
+            "spatial_key": spatial_key,
+            "features_key": features_key or "",
             "seed": seed,
             "device": str(target),
         },
