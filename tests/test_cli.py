@@ -174,6 +174,19 @@ def test_a_graph_in_the_file_is_used(run, tmp_path):
     assert ad.read_h5ad(tmp_path / "out.h5ad").uns["spatial_neighbors"]["params"]["radius"] == 180
 
 
+def test_no_graph_is_built_where_none_is_needed(run, section, tmp_path):
+    run("denoise", section, tmp_path / "out.h5ad", "--method", "poisson_factorization", "--set", "rank=2")
+    assert not ad.read_h5ad(tmp_path / "out.h5ad").obsp
+    result = run("denoise", section, tmp_path / "no.h5ad", "--method", "gene_mean", "--radius", "120")
+    assert "--radius 120 has no effect: gene_mean reads no spatial graph" in result.stderr
+
+
+def test_image_features_where_no_method_looks_at_them(run, section, tmp_path):
+    options = ["--method", "gene_mean", "--features-key", "image"]
+    result = run("denoise", section, tmp_path / "no.h5ad", *options)
+    assert "features_key='image' does not apply to gene_mean" in result.stderr
+
+
 @pytest.mark.parametrize(("radius", "n_neighbors"), [("120", 6), ("180", 12)])
 def test_radius_of_the_graph(run, section, tmp_path, radius, n_neighbors):
     run("denoise", section, tmp_path / "out.h5ad", *FAST, "--radius", radius)

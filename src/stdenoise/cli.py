@@ -50,6 +50,7 @@ def main(*, verbose: bool) -> None:
 @click.option("--radius", help="Radius of the spatial graph, where IN has none; chosen automatically if not given.")
 @click.option("--graph-key", default=_keys.SPATIAL, show_default=True, help="Key of the spatial graph.")
 @click.option("--spatial-key", default=_keys.SPATIAL, show_default=True, help="Key of the coordinates in obsm.")
+@click.option("--features-key", help="Key of image features in obsm, for methods that can use them.")
 @click.option("--library-key", help="Column of obs naming the section of each spot.")
 @click.option("--key-added", help="Prefix of the results; the name of the method if not given.")
 @click.option("--set", "settings", metavar="KEY=VALUE", multiple=True, help="A parameter of the method; repeatable.")
@@ -67,6 +68,7 @@ def denoise(
     radius: str | None,
     graph_key: str,
     spatial_key: str,
+    features_key: str | None,
     library_key: str | None,
     key_added: str | None,
     settings: tuple[str, ...],
@@ -92,7 +94,9 @@ def denoise(
         if n_top_genes is not None:
             mark_highly_variable(adata, n_top_genes, layer)
             chosen = _keys.HIGHLY_VARIABLE
-        if GraphKeys(graph_key).connectivities not in adata.obsp:
+        if radius is not None and "graph" not in denoiser.info.needs:
+            raise ValueError(f"--radius {radius} has no effect: {denoiser.info.name} reads no spatial graph.")
+        if "graph" in denoiser.info.needs and GraphKeys(graph_key).connectivities not in adata.obsp:
             st.pp.spatial_graph(
                 adata,
                 radius="auto" if radius is None else _literal(radius),
@@ -112,6 +116,8 @@ def denoise(
             genes=chosen,
             graph_key=graph_key,
             library_key=library_key,
+            spatial_key=spatial_key,
+            features_key=features_key,
             key_added=key_added,
             device=device,
             seed=seed,
@@ -128,7 +134,8 @@ def methods() -> None:
     for name, row in st.methods.table().iterrows():
         click.echo(str(name))
         for label, value in row.items():
-            click.echo(f"  {label:<10} {value}")
+            if value:
+                click.echo(f"  {label:<10} {value}")
 
 
 @main.command()

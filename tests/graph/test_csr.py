@@ -4,7 +4,15 @@ import torch
 from scipy import sparse
 from torch.autograd import gradcheck
 
-from stdenoise.graph.csr import SpatialGraph, aggregate, select_rows, sparse_linear, to_csr_tensor, transpose_csr
+from stdenoise.graph.csr import (
+    SpatialGraph,
+    aggregate,
+    dense_if_full,
+    select_rows,
+    sparse_linear,
+    to_csr_tensor,
+    transpose_csr,
+)
 
 # Spot 0 receives from 1 and 2, spot 1 from 0, spot 3 from 2; spot 2 receives nothing.
 ADJACENCY = sparse.csr_array(np.array([[0, 1, 1, 0], [1, 0, 0, 0], [0, 0, 0, 0], [0, 0, 1, 0]], dtype=float))
@@ -59,6 +67,16 @@ def test_aggregate_gives_only_the_gradients_asked_for(graph):
     values = torch.ones(4, 2, requires_grad=True)
     aggregate(graph, torch.ones(4), values).sum().backward()
     torch.testing.assert_close(values.grad, torch.tensor(ADJACENCY.sum(axis=0)).float()[:, None].expand(4, 2))
+
+
+@pytest.mark.parametrize(("n_stored", "layout"), [(3, torch.sparse_csr), (4, torch.strided)])
+def test_more_than_a_quarter_of_the_entries_makes_a_matrix_dense(n_stored, layout):
+    dense = torch.zeros(3, 4)
+    dense.view(-1)[:n_stored] = 2.0
+    pair = dense_if_full(dense.to_sparse_csr(), transpose_csr(dense.to_sparse_csr()))
+    assert [part.layout for part in pair] == [layout, layout]
+    for part, expected in zip(pair, (dense, dense.t()), strict=True):
+        torch.testing.assert_close(part if layout == torch.strided else part.to_dense(), expected)
 
 
 def test_sparse_linear():

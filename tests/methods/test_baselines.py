@@ -66,7 +66,7 @@ def test_pca_reconstruction_equals_a_dense_one(hexagonal):
 
 def test_pca_reconstruction_takes_as_many_components_as_there_are(hexagonal):
     result = fit(PCAReconstruction(n_components=500), spots_of(hexagonal))
-    assert result.latent.shape == (61, 11)
+    assert result.latent.shape == (61, 12)
 
 
 def test_poisson_factorisation_lowers_the_deviance_at_every_look(hexagonal):

@@ -51,6 +51,17 @@ def transpose_csr(matrix: Tensor) -> Tensor:
     return matrix.transpose(0, 1).to_sparse_csr()
 
 
+def dense_if_full(matrix: Tensor, transposed: Tensor) -> tuple[Tensor, Tensor]:
+    """Return a CSR tensor and its transpose, both dense where more than a quarter of the entries is stored.
+
+    From there on a dense matrix takes no more memory than a sparse one and its transpose, and its products are faster.
+    """
+    if len(matrix.values()) > matrix.shape[0] * matrix.shape[1] / 4:
+        matrix = matrix.to_dense()
+        return matrix, matrix.t()
+    return matrix, transposed
+
+
 def select_rows(matrix: Tensor, rows: Tensor) -> Tensor:
     """Take rows of a CSR tensor, shape `(len(rows), n_columns)`."""
     crow, col, values = matrix.crow_indices(), matrix.col_indices(), matrix.values()

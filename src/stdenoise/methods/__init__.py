@@ -2,6 +2,7 @@
 
 from stdenoise.methods._base import Denoiser, MethodInfo
 from stdenoise.methods._registry import table
+from stdenoise.methods.alra import ALRA, ALRAConfig
 from stdenoise.methods.baselines import (
     GeneMean,
     NeighborMean,
@@ -13,8 +14,22 @@ from stdenoise.methods.baselines import (
     Raw,
 )
 from stdenoise.methods.dusted import DUSTED, DUSTEDConfig
+from stdenoise.methods.knn_smoothing import KNNSmoothing, KNNSmoothingConfig
+from stdenoise.methods.magic import MAGIC, MAGICConfig
+from stdenoise.methods.scvi import SCVI, SCVIConfig
+from stdenoise.methods.stagate import STAGATE, STAGATEConfig
 
 __all__ = [
+    "SCVI",
+    "SCVIConfig",
+    "ALRA",
+    "ALRAConfig",
+    "KNNSmoothing",
+    "KNNSmoothingConfig",
+    "MAGIC",
+    "MAGICConfig",
+    "STAGATE",
+    "STAGATEConfig",
     "DUSTED",
     "DUSTEDConfig",
     "Denoiser",

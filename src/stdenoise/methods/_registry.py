@@ -9,8 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from stdenoise._validate import check_choice
 from stdenoise.methods._base import Denoiser
+from stdenoise.methods.alra import ALRA
 from stdenoise.methods.baselines import GeneMean, NeighborMean, PCAReconstruction, PoissonFactorization, Raw
 from stdenoise.methods.dusted.method import DUSTED
+from stdenoise.methods.knn_smoothing import KNNSmoothing
+from stdenoise.methods.magic import MAGIC
+from stdenoise.methods.scvi import SCVI
+from stdenoise.methods.stagate import STAGATE
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -18,6 +23,11 @@ if TYPE_CHECKING:
 ENTRY_POINT_GROUP = "stdenoise.methods"
 _BUILT_IN: tuple[type[Denoiser], ...] = (
     DUSTED,
+    STAGATE,
+    SCVI,
+    MAGIC,
+    KNNSmoothing,
+    ALRA,
     Raw,
     GeneMean,
     NeighborMean,

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
-
 from stdenoise._random import torch_generator
 from stdenoise._validate import check_number
 from stdenoise.methods._base import Denoiser, MethodInfo, make_config
@@ -222,31 +220,14 @@ class PCAReconstruction(Denoiser):
 
     def fit(self, spots: Spots, *, seed: int, progress: bool) -> Denoised:
         """Return the reconstruction."""
-        import torch
-        from scipy import sparse
-        from sklearn.decomposition import PCA
-
         from stdenoise._spots import Denoised
+        from stdenoise.nn.lowrank import principal_components
 
-        crow, col, values = (
-            part.cpu().numpy()
-            for part in (spots.lognorm.crow_indices(), spots.lognorm.col_indices(), spots.lognorm.values())
-        )
-        matrix = sparse.csr_matrix((values, col, crow), shape=spots.lognorm.shape)
-        # The Lanczos solver centres sparse input implicitly and needs fewer components than rows and columns.
-        n_components = min(self.config.n_components, min(matrix.shape) - 1)
-        if n_components < 1:
-            raise ValueError(f"pca_reconstruction needs at least 2 spots and 2 genes, not {matrix.shape}.")
-        pca = PCA(n_components, svd_solver="arpack", random_state=seed % 2**32)
-        latent = pca.fit_transform(matrix).astype(np.float32)
-        mean = latent @ pca.components_.astype(np.float32)
-        mean += pca.mean_.astype(np.float32)
-        device = spots.counts.device
-        return Denoised(
-            mean=torch.from_numpy(mean).clamp_(min=0).to(device),
-            scale="log1p",
-            latent=torch.from_numpy(latent).to(device),
-        )
+        n_components = min(self.config.n_components, *spots.lognorm.shape)
+        pca = principal_components(spots.lognorm, n_components, generator=torch_generator(seed))
+        latent = pca.scores.float()
+        mean = (latent @ pca.components.float()).add_(pca.mean.float()).clamp_(min=0)
+        return Denoised(mean=mean, scale="log1p", latent=latent)
 
 
 class PoissonFactorization(Denoiser):

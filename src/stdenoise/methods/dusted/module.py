@@ -8,14 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stdenoise.graph.csr import SpatialGraph, aggregate, select_rows, sparse_linear, transpose_csr
+from stdenoise.graph.csr import SpatialGraph, aggregate, dense_if_full, select_rows, sparse_linear, transpose_csr
 from stdenoise.methods.dusted.config import DUSTEDConfig
 from stdenoise.nn.attention import GraphAttention
 from stdenoise.nn.channel import ChannelGate
 from stdenoise.nn.counts import BLOCK_ENTRIES, CountBlock, activate, count_blocks, heads_loss
-
-_DENSE_FROM = 0.25
-"""From this share of non-zero entries on a dense input takes no more memory than a sparse one and its transpose, and is faster."""
 
 
 @dataclass(frozen=True)
@@ -128,9 +125,7 @@ def make_batch(
     gene_max = x.values().new_zeros(n_genes)
     gene_max.scatter_reduce_(0, x.col_indices().long(), x.values(), "amax")
     gene_mean = (x_transposed @ ones).squeeze(1) / n_spots
-    if len(x.values()) > _DENSE_FROM * n_spots * n_genes:
-        x = x.to_dense()
-        x_transposed = x.t()
+    x, x_transposed = dense_if_full(x, x_transposed)
     n_scored = int(scored.sum())
     rows = None if n_scored == n_spots else scored.nonzero().squeeze(1)
     return Batch(

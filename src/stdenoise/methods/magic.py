@@ -1,0 +1,209 @@
+"""MAGIC: diffusion of expression over a graph of similar profiles."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from stdenoise._random import torch_generator
+from stdenoise._validate import check_choice, check_number
+from stdenoise.methods._base import Denoiser, MethodInfo, make_config
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from stdenoise._spots import Denoised, Spots
+
+logger = logging.getLogger("stdenoise")
+
+# The automatic number of steps looks at so many genes, and is reached when two steps differ by less than this.
+_GENES_COMPARED = 500
+_CONVERGED = 1e-3
+
+
+@dataclass(frozen=True)
+class MAGICConfig:
+    """Hyperparameters of MAGIC; the defaults are those of version 3.0.0 of the authors' package.
+
+    Parameters
+    ----------
+    knn
+        The bandwidth of a spot is the distance to its `knn`-th most similar other spot.
+    knn_max
+        Number of similar spots that a spot looks at; `None` for `3 * knn`.
+    decay
+        How steeply similarity falls with distance; `None` for equal weights of the `knn` most similar spots.
+    t
+        Number of diffusion steps, or `"auto"`: one more than the number after which the values hardly change.
+    n_pca
+        Principal components that similarity is measured in; `None` for the genes themselves, which are also taken where
+        there are no more genes than this.
+    thresh
+        Smaller similarities become 0.
+    t_max
+        Largest automatic number of steps.
+    solver
+        `"exact"` diffuses every gene; `"approximate"` diffuses the principal components and maps them back, which is
+        faster for many genes. What then falls below 0 becomes 0.
+    transform
+        What is diffused: `"sqrt"`, the square root of counts per 10 000, as the authors advise, squared afterwards; or
+        `"log1p"`, the log-normalised values.
+    """
+
+    knn: int = 5
+    knn_max: int | None = None
+    decay: float | None = 1
+    t: int | str = 3
+    n_pca: int | None = 100
+    thresh: float = 1e-4
+    t_max: int = 20
+    solver: str = "exact"
+    transform: str = "sqrt"
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        check_number("knn", self.knn, minimum=1, integer=True)
+        if self.knn_max is not None:
+            check_number("knn_max", self.knn_max, minimum=self.knn, integer=True)
+        if self.decay is not None:
+            check_number("decay", self.decay, above=0)
+        if isinstance(self.t, str):
+            check_choice("t", self.t, ["auto"])
+        else:
+            check_number("t", self.t, minimum=1, integer=True)
+        if self.n_pca is not None:
+            check_number("n_pca", self.n_pca, minimum=1, integer=True)
+        check_number("thresh", self.thresh, minimum=0)
+        check_number("t_max", self.t_max, minimum=1, integer=True)
+        check_choice("solver", self.solver, ["exact", "approximate"])
+        check_choice("transform", self.transform, ["sqrt", "log1p"])
+
+
+class MAGIC(Denoiser):
+    """Replace every profile by a weighted mean of similar ones: a few steps of a random walk between them.
+
+    Coordinates and libraries play no role.
+
+    Parameters
+    ----------
+    **params
+        Fields of `MAGICConfig`.
+
+    References
+    ----------
+    van Dijk et al., Cell 2018.
+
+    Examples
+    --------
+    >>> import stdenoise as st
+    >>> from stdenoise.methods.magic import MAGIC
+    >>> adata = st.datasets.tissue(n_spots=61, n_genes=12)
+    >>> st.tl.denoise(adata, MAGIC(t=2))
+    >>> adata.layers["magic_mean"].shape
+    (61, 12)
+    """
+
+    info: ClassVar[MethodInfo] = MethodInfo(
+        name="magic",
+        summary="diffusion over a graph of similar profiles, without coordinates",
+        needs=(),
+        scale="log1p",
+        writes=("mean",),
+        size="time of the search grows with spots squared, memory with spots x genes of the output",
+        reference="van Dijk et al., Cell 2018",
+        licence="GPL-2.0",
+    )
+    config: MAGICConfig
+
+    def __init__(self, **params: Any) -> None:
+        self.config = make_config(MAGICConfig, params, method="magic")
+
+    def fit(self, spots: Spots, *, seed: int, progress: bool) -> Denoised:
+        """Return the diffused values."""
+        import torch
+
+        from stdenoise._spots import Denoised
+        from stdenoise.graph.diffusion import diffuse_, diffusion_operator
+        from stdenoise.nn.lowrank import principal_components
+
+        config, generator = self.config, torch_generator(seed)
+        # From the normalised values: both transforms have their pattern.
+        normalised = spots.lognorm
+        values = normalised.values()
+        if config.transform == "sqrt":
+            values = values.expm1().sqrt()
+        expression = torch.sparse_csr_tensor(
+            normalised.crow_indices(), normalised.col_indices(), values, normalised.shape
+        )
+        n_spots, n_genes = expression.shape
+        knn_max = 3 * config.knn if config.knn_max is None else config.knn_max
+        if knn_max > n_spots - 1:
+            logger.info("magic: only %d spots, so that each looks at all others", n_spots)
+
+        pca = None
+        if config.n_pca is not None and config.n_pca < n_genes:
+            pca = principal_components(expression, min(config.n_pca, n_spots), generator=generator)
+        operator = diffusion_operator(
+            expression.to_dense() if pca is None else pca.scores,
+            knn=config.knn,
+            knn_max=knn_max,
+            decay=config.decay,
+            thresh=config.thresh,
+        )
+
+        approximate = pca is not None and config.solver == "approximate"
+        diffused = pca.scores if pca is not None and approximate else expression.to_dense()
+        n_steps, history = config.t, {}
+        if isinstance(n_steps, str):
+            sample = diffused
+            if not approximate and n_genes > _GENES_COMPARED:
+                chosen = torch.randperm(n_genes, generator=generator)[:_GENES_COMPARED]
+                sample = diffused[:, chosen.to(diffused.device)]
+            n_steps, disparity = enough_steps(operator, sample, t_max=config.t_max)
+            history = {"disparity": disparity}
+            logger.info("magic: t=%d", n_steps)
+        diffuse_(operator, diffused, n_steps, progress=progress, label=self.info.name)
+        if pca is not None and approximate:
+            diffused = torch.addmm(pca.mean.float(), diffused.float(), pca.components.float())
+        mean = diffused.clamp_(min=0)
+        if config.transform == "sqrt":
+            mean = mean.square_().log1p_()
+        return Denoised(mean=mean, scale="log1p", history=history)
+
+
+def enough_steps(operator: Tensor, values: Tensor, *, t_max: int) -> tuple[int, list[float]]:
+    """One step more than it takes until a step changes hardly anything but place, size and orientation of the values.
+
+    Parameters
+    ----------
+    operator
+        CSR, shape `(n, n)`.
+    values
+        Dense, shape `(n, n_columns)`; not changed.
+    t_max
+        Largest number of steps.
+
+    Returns
+    -------
+    The number of steps, and the Procrustes disparity of each step taken.
+    """
+    operator, values = operator.double(), values.double()
+    disparity: list[float] = []
+    while len(disparity) < t_max - 1:
+        previous, values = values, operator @ values
+        disparity.append(_procrustes(previous, values))
+        if disparity[-1] < _CONVERGED:
+            break
+    return len(disparity) + 1, disparity
+
+
+def _procrustes(one: Tensor, other: Tensor) -> float:
+    """Sum of squared differences after the best shift, scaling and rotation, between 0 and 1."""
+    import torch
+
+    one, other = one - one.mean(0), other - other.mean(0)
+    size = one.norm() * other.norm()
+    if size == 0:
+        return 0.0
+    return float(1 - (torch.linalg.svdvals(one.t() @ other).sum() / size) ** 2)

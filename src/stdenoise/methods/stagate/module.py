@@ -1,0 +1,145 @@
+"""The STAGATE network: a graph-attention autoencoder with tied weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stdenoise.graph.csr import SpatialGraph, aggregate, dense_if_full, sparse_linear, transpose_csr
+from stdenoise.methods.stagate.config import STAGATEConfig
+from stdenoise.nn.attention import GraphAttention, xavier_normal
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a training step sees: expression, its transpose, its sum of squares, the graph and the spots that are scored."""
+
+    x: Tensor
+    x_transposed: Tensor
+    square: Tensor
+    graph: SpatialGraph
+    scored: Tensor | None
+    scale: float
+
+
+class _TiedError(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, projected: Tensor, weight: Tensor) -> Tensor:
+        n_genes, n_hidden = weight.shape
+        if 3 * n_genes > 2 * n_hidden:
+            inner, outer = weight.t() @ weight, hidden.t() @ hidden
+            square = _dot(inner, outer)
+            ctx.save_for_backward(hidden, projected, weight, inner, outer)
+        else:
+            # Few genes: the reconstruction is smaller than the hidden layer, and three products with it cost less.
+            product = hidden @ weight.t()
+            square = _dot(product, product)
+            ctx.save_for_backward(hidden, projected, weight, product)
+        return square - 2 * _dot(hidden, projected)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        hidden, projected, weight, *products = ctx.saved_tensors
+        if len(products) == 2:
+            inner, outer = products
+            d_hidden, d_weight = hidden @ inner, weight @ outer
+        else:
+            (product,) = products
+            d_hidden, d_weight = product @ weight, product.t() @ hidden
+        factor = (2 * grads[0]).to(hidden.dtype)
+        return d_hidden.sub_(projected).mul_(factor), hidden * -factor, d_weight.mul_(factor)
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """Sum of the products of all entries: rows in the precision at hand, their sum in double, as the terms cancel in part."""
+    return torch.bmm(a[:, None, :], b[:, :, None]).sum(dtype=torch.float64)
+
+
+def tied_error(hidden: Tensor, projected: Tensor, weight: Tensor) -> Tensor:
+    """Squared error of the reconstruction `R = H W^T` of `X`, less the squares of `X`, without an array of that size.
+
+    The squares of `R` add up to the sum of `(H^T H) * (W^T W)`, and its products with `X` to that of `H * (X W)`.
+
+    Parameters
+    ----------
+    hidden
+        `H`, shape `(n_spots, n_hidden)`.
+    projected
+        `X W`, shape `(n_spots, n_hidden)`.
+    weight
+        `W`, shape `(n_genes, n_hidden)`.
+
+    Returns
+    -------
+    A scalar in double precision. Its gradient with respect to `projected` carries that of `W` through `X W`.
+    """
+    return _TiedError.apply(hidden, projected, weight)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class STAGATEModule(nn.Module):
+    """The network of STAGATE: two weights, each used on the way in and on the way out, and one attention.
+
+    Parameters
+    ----------
+    n_genes
+        Number of genes.
+    config
+        Hyperparameters.
+    generator
+        Source of the initial weights.
+    """
+
+    def __init__(self, n_genes: int, config: STAGATEConfig, *, generator: torch.Generator) -> None:
+        super().__init__()
+        self.encoder = GraphAttention(n_genes, config.n_hidden, generator=generator)
+        self.bottleneck = xavier_normal(config.n_hidden, config.n_latent, generator=generator)
+
+    def encode(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the latent `(n_spots, n_latent)`, the decoded hidden layer and `x W1`, both `(n_spots, n_hidden)`."""
+        projected = sparse_linear(batch.x, batch.x_transposed, self.encoder.weight)
+        attention = self.encoder.attend(batch.graph, projected)
+        latent = F.elu(aggregate(batch.graph, attention, projected), inplace=True) @ self.bottleneck
+        hidden = F.elu(aggregate(batch.graph, attention, latent) @ self.bottleneck.t(), inplace=True)
+        return latent, hidden, projected
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Mean squared error of the reconstruction over the scored spots and all genes, a scalar."""
+        _, hidden, projected = self.encode(batch)
+        if batch.scored is not None:
+            hidden, projected = hidden[batch.scored], projected[batch.scored]
+        return (batch.square + tied_error(hidden, projected, self.encoder.weight)) * batch.scale
+
+    @torch.no_grad()
+    def predict(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return latent and reconstruction, negative values set to zero, `(n_spots, n_genes)`."""
+        latent, hidden, _ = self.encode(batch)
+        return latent, (hidden @ self.encoder.weight.t()).clamp_(min=0)
+
+
+def make_batch(x: Tensor, graph: SpatialGraph, scored: Tensor) -> Batch:
+    """Make the batch of a whole data set.
+
+    Parameters
+    ----------
+    x
+        Log-normalised expression, CSR tensor of shape `(n_spots, n_genes)`.
+    graph
+        Spatial graph without self loops.
+    scored
+        Boolean, shape `(n_spots,)`: spots that enter the loss; all others must have no expression.
+    """
+    n_scored = int(scored.sum())
+    square = x.values().double().square().sum()
+    x, x_transposed = dense_if_full(x, transpose_csr(x))
+    return Batch(
+        x=x,
+        x_transposed=x_transposed,
+        square=square,
+        graph=graph.with_self_loops(),
+        scored=None if n_scored == len(scored) else scored.nonzero().squeeze(1),
+        scale=1.0 / (n_scored * x.shape[1]),
+    )
