@@ -13,6 +13,7 @@ from stdenoise.methods.baselines import (
     PoissonFactorizationConfig,
     Raw,
 )
+from stdenoise.methods.dca import DCA, DCAConfig
 from stdenoise.methods.dusted import DUSTED, DUSTEDConfig
 from stdenoise.methods.knn_smoothing import KNNSmoothing, KNNSmoothingConfig
 from stdenoise.methods.magic import MAGIC, MAGICConfig
@@ -20,6 +21,8 @@ from stdenoise.methods.scvi import SCVI, SCVIConfig
 from stdenoise.methods.stagate import STAGATE, STAGATEConfig
 
 __all__ = [
+    "DCA",
+    "DCAConfig",
     "SCVI",
     "SCVIConfig",
     "ALRA",

@@ -11,6 +11,7 @@ from stdenoise._validate import check_choice
 from stdenoise.methods._base import Denoiser
 from stdenoise.methods.alra import ALRA
 from stdenoise.methods.baselines import GeneMean, NeighborMean, PCAReconstruction, PoissonFactorization, Raw
+from stdenoise.methods.dca import DCA
 from stdenoise.methods.dusted.method import DUSTED
 from stdenoise.methods.knn_smoothing import KNNSmoothing
 from stdenoise.methods.magic import MAGIC
@@ -24,6 +25,7 @@ ENTRY_POINT_GROUP = "stdenoise.methods"
 _BUILT_IN: tuple[type[Denoiser], ...] = (
     DUSTED,
     STAGATE,
+    DCA,
     SCVI,
     MAGIC,
     KNNSmoothing,

@@ -1,4 +1,4 @@
-"""Negative binomial and zero-inflated negative binomial heads.
+"""Poisson, negative binomial and zero-inflated negative binomial heads.
 
 Logits, loss and gradient are one operation over blocks of rows: a block's logits are computed, replaced in place by their
 gradients, and multiplied straight into the gradients of weights and inputs. No array of spots x genes exists, so memory
@@ -57,12 +57,12 @@ def count_blocks(counts: Tensor, block_entries: int = BLOCK_ENTRIES) -> list[Cou
 
 
 def activate(logits: Sequence[Tensor], size_factors: Tensor) -> list[Tensor]:
-    """Turn logits into mean, dispersion and, with three logits, dropout.
+    """Turn logits into mean, dispersion and dropout, as many as there are logits.
 
     Parameters
     ----------
     logits
-        Two or three tensors of shape `(n_spots, n_genes)`.
+        One to three tensors of shape `(n_spots, n_genes)`.
     size_factors
         Shape `(n_spots,)`; scales the mean after the clamp.
 
@@ -70,11 +70,9 @@ def activate(logits: Sequence[Tensor], size_factors: Tensor) -> list[Tensor]:
     -------
     Mean (count scale), inverse dispersion and dropout probability, each of the shape of the logits.
     """
-    out = [
-        logits[0].clamp(*_LOG_MEAN_RANGE).exp_().mul_(size_factors[:, None]),
-        F.softplus(logits[1]).clamp_(*DISPERSION_RANGE),
-    ]
-    return out + [torch.sigmoid(x) for x in logits[2:]]
+    mean = logits[0].clamp(*_LOG_MEAN_RANGE).exp_().mul_(size_factors[:, None])
+    dispersion = [F.softplus(x).clamp_(*DISPERSION_RANGE) for x in logits[1:2]]
+    return [mean, *dispersion, *(torch.sigmoid(x) for x in logits[2:])]
 
 
 def count_loss_(logits: Sequence[Tensor], block: CountBlock, size_factors: Tensor) -> Tensor:
@@ -83,8 +81,8 @@ def count_loss_(logits: Sequence[Tensor], block: CountBlock, size_factors: Tenso
     Parameters
     ----------
     logits
-        Mean and dispersion logits (negative binomial), or these and dropout logits (zero-inflated), each contiguous,
-        of shape `(stop - start, n_genes)`. Overwritten.
+        Mean logits (Poisson), mean and dispersion logits (negative binomial), or these and dropout logits (zero-inflated),
+        each contiguous, of shape `(stop - start, n_genes)`. Overwritten.
     block
         The counts.
     size_factors
@@ -94,6 +92,8 @@ def count_loss_(logits: Sequence[Tensor], block: CountBlock, size_factors: Tenso
     -------
     A double-precision scalar.
     """
+    if len(logits) == 1:
+        return _poisson_loss_(logits[0], block, size_factors)
     log_mean, disp_logit = logits[0], logits[1]
     mu, theta = activate(logits[:2], size_factors)
     # Every entry as if its count were zero: f = theta log1p(mu / theta), with r = mu / (mu + theta).
@@ -137,6 +137,15 @@ def count_loss_(logits: Sequence[Tensor], block: CountBlock, size_factors: Tenso
     # Beyond the clamps the parameter no longer moves with its logit.
     torch.ops.aten.hardtanh_backward.grad_input(d_log_mean, log_mean, *_LOG_MEAN_RANGE, grad_input=log_mean)
     torch.ops.aten.hardtanh_backward.grad_input(d_theta, disp_logit, *_DISPERSION_LOGIT_RANGE, grad_input=disp_logit)
+    return loss + block.log_factorial
+
+
+def _poisson_loss_(log_mean: Tensor, block: CountBlock, size_factors: Tensor) -> Tensor:
+    (mu,) = activate([log_mean], size_factors)
+    mu_at, y = mu.view(-1)[block.position].double(), block.count
+    loss = mu.sum(dtype=torch.float64) - (y * (mu_at + EPS).log()).sum()
+    mu.view(-1)[block.position] = (mu_at - y * mu_at / (mu_at + EPS)).to(mu.dtype)
+    torch.ops.aten.hardtanh_backward.grad_input(mu, log_mean, *_LOG_MEAN_RANGE, grad_input=log_mean)
     return loss + block.log_factorial
 
 
@@ -184,7 +193,7 @@ def heads_loss(
     Parameters
     ----------
     inputs
-        One tensor of shape `(n_spots, k)` per head: mean, dispersion and, for the zero-inflated likelihood, dropout.
+        One tensor of shape `(n_spots, k)` per head: mean; dispersion, except for Poisson; dropout, for the zero-inflated likelihood.
     weights
         One tensor of shape `(k, n_genes)` per head.
     blocks

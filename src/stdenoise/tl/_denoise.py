@@ -145,7 +145,8 @@ def denoise(
         positions=positions,
         provenance={
             "method": denoiser.info.name,
-            "params": asdict(denoiser.config),
+            # A list survives the disk, a tuple does not.
+            "params": {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(denoiser.config).items()},
             "layer": layer or "X",
             "graph_key": graph_key,
             "library_key": library_key or "",

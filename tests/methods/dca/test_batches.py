@@ -1,0 +1,75 @@
+import numpy as np
+import torch
+from hypothesis import given
+from hypothesis import strategies as some
+from scipy import sparse
+from sklearn.preprocessing import StandardScaler
+
+from stdenoise.graph.csr import to_csr_tensor
+from stdenoise.methods.dca.batches import Batches
+
+
+def tissue(seed, n_spots, n_genes, n_empty):
+    """Counts with a gene that is empty, one that follows the size factors exactly, and empty spots at the end."""
+    rng = np.random.default_rng(seed)
+    size_factors = rng.choice([0.5, 1.0, 2.0, 4.0], size=n_spots)
+    counts = rng.poisson(rng.gamma(0.5, 1.0, size=(n_spots, n_genes))).astype(float)
+    counts[:, 0] = 0
+    counts[:, 1] = 6 * size_factors
+    counts[n_spots - n_empty :] = 0
+    return counts, size_factors
+
+
+def make(counts, size_factors, n_empty, dtype=torch.float64):
+    matrix = to_csr_tensor(sparse.csr_matrix(counts), dtype=dtype)
+    return Batches(matrix, torch.tensor(size_factors, dtype=dtype), len(counts) - n_empty)
+
+
+@given(
+    seed=some.integers(0, 10_000),
+    n_spots=some.integers(3, 30),
+    n_genes=some.integers(2, 12),
+    n_empty=some.integers(0, 1),
+)
+def test_input_equals_a_dense_standardisation(seed, n_spots, n_genes, n_empty):
+    counts, size_factors = tissue(seed, n_spots, n_genes, n_empty)
+    rows = np.random.default_rng(seed).permutation(n_spots)[:7]
+    batch = make(counts, size_factors, n_empty).take(torch.from_numpy(rows))
+    values = np.log1p(counts / size_factors[:, None])
+    used = values[: n_spots - n_empty]
+    # The scaler divides by n, the published code by n - 1.
+    scaler = StandardScaler().fit(used)
+    expected = scaler.transform(values) * np.sqrt(1 - 1 / len(used))
+    constant = used.std(0) < 1e-9
+    expected[:, constant] = 0
+    assert constant[:2].all()
+    np.testing.assert_allclose(batch.x.numpy(), expected[rows], atol=1e-8)
+
+
+@given(seed=some.integers(0, 10_000), n_rows=some.integers(1, 9))
+def test_a_batch_holds_the_counts_of_its_spots(seed, n_rows):
+    counts, size_factors = tissue(seed, 9, 5, 1)
+    rows = torch.from_numpy(np.random.default_rng(seed).permutation(9)[:n_rows])
+    batch = make(counts, size_factors, 1).take(rows)
+    dense = torch.zeros(n_rows * 5, dtype=torch.float64)
+    dense[batch.block.position] = batch.block.count
+    expected = torch.from_numpy(counts)[rows]
+    assert torch.equal(dense.view(n_rows, 5), expected)
+    assert (batch.block.start, batch.block.stop) == (0, n_rows)
+    torch.testing.assert_close(batch.block.log_factorial, torch.lgamma(expected + 1).sum())
+    assert torch.equal(batch.size_factors, torch.from_numpy(size_factors)[rows])
+
+
+def test_single_precision_input_of_large_counts():
+    counts, size_factors = tissue(0, 50, 8, 0)
+    counts[:, 2:] *= 1e5
+    rows = torch.arange(50)
+    exact, single = (make(counts, size_factors, 0, dtype).take(rows).x for dtype in (torch.float64, torch.float32))
+    torch.testing.assert_close(single.double(), exact, rtol=1e-5, atol=1e-5)
+
+
+def test_sparse_stays_sparse():
+    counts = sparse.random_array((400, 300), density=0.02, random_state=0).ceil()
+    batches = make(counts.toarray(), np.ones(400), 0)
+    held = [x.values().numel() if x.is_sparse_csr else x.numel() for x in vars(batches).values() if torch.is_tensor(x)]
+    assert max(held) == counts.nnz
