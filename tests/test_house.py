@@ -15,7 +15,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 FLOORS = {
     **dict.fromkeys(["_keys", "_settings", "_device", "_random", "_validate", "_files", "_mclust"], 0),
     **dict.fromkeys(["graph", "nn", "train", "scores"], 1),
-    **dict.fromkeys(["_context", "_expression", "_spots", "_highly_variable"], 1.5),
+    **dict.fromkeys(["_context", "_image", "_expression", "_spots", "_highly_variable"], 1.5),
     **dict.fromkeys(["methods", "_clusters"], 2),
     "_trial": 2.5,
     **dict.fromkeys(["pp", "tl", "get", "metrics", "pl", "datasets"], 3),

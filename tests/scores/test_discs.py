@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from stdenoise.scores.discs import disc_means
+from stdenoise.scores.discs import disc_means, disc_pixels, disc_quantiles
 
 
 @pytest.mark.parametrize("radius", [0.2, 1.0, 2.5, 7.3])
@@ -32,3 +32,32 @@ def test_a_disc_larger_than_the_image_takes_all_of_it():
     found = disc_means(image, np.array([[5.0, 5.0], [1e5, 5.0], [1e9, 1e9]]), 9e4)
     assert found[0] == pytest.approx(image.mean(), rel=1e-12)
     assert np.isnan(found[1:]).all()
+
+
+def test_channels_are_averaged_one_by_one():
+    rng = np.random.default_rng(1)
+    image = rng.uniform(size=(30, 40, 3))
+    centres = rng.uniform(-9, 45, size=(50, 2))
+    found = disc_means(image, centres, 3.5)
+    for channel in range(3):
+        np.testing.assert_allclose(found[:, channel], disc_means(image[..., channel], centres, 3.5), rtol=1e-12)
+
+
+def test_quantiles_are_those_of_the_pixels():
+    rng = np.random.default_rng(2)
+    image = rng.integers(0, 256, size=(30, 40, 2), dtype=np.uint8)
+    centres = np.array([[10.0, 12.0], [-1.0, 3.0], [60.0, 3.0]])
+    found = disc_quantiles(image, centres, 4.0, [0.2, 0.5, 1.0])
+    row, col = np.mgrid[:30, :40]
+    for spot in (0, 1):
+        inside = np.hypot(col - centres[spot, 0], row - centres[spot, 1]) <= 4
+        for channel in (0, 1):
+            expected = np.quantile(image[inside][:, channel], [0.2, 0.5, 1.0])
+            np.testing.assert_allclose(found[spot, channel], expected, rtol=1e-12)
+    assert np.isnan(found[2]).all()
+
+
+def test_discs_outside_the_image_are_left_out():
+    image = np.zeros((10, 10))
+    centres = np.array([[5.0, 5.0], [50.0, 5.0], [9.0, 9.0]])
+    assert [spot for spot, _ in disc_pixels(image, centres, 2)] == [0, 2]

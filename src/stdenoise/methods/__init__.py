@@ -18,9 +18,12 @@ from stdenoise.methods.dusted import DUSTED, DUSTEDConfig
 from stdenoise.methods.knn_smoothing import KNNSmoothing, KNNSmoothingConfig
 from stdenoise.methods.magic import MAGIC, MAGICConfig
 from stdenoise.methods.scvi import SCVI, SCVIConfig
+from stdenoise.methods.sme import SME, SMEConfig
 from stdenoise.methods.stagate import STAGATE, STAGATEConfig
 
 __all__ = [
+    "SME",
+    "SMEConfig",
     "DCA",
     "DCAConfig",
     "SCVI",

@@ -16,6 +16,7 @@ from stdenoise.methods.dusted.method import DUSTED
 from stdenoise.methods.knn_smoothing import KNNSmoothing
 from stdenoise.methods.magic import MAGIC
 from stdenoise.methods.scvi import SCVI
+from stdenoise.methods.sme import SME
 from stdenoise.methods.stagate import STAGATE
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ _BUILT_IN: tuple[type[Denoiser], ...] = (
     MAGIC,
     KNNSmoothing,
     ALRA,
+    SME,
     Raw,
     GeneMean,
     NeighborMean,

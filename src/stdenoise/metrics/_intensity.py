@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from stdenoise import _keys
-from stdenoise._validate import check_anndata, check_number, lookup, read_coordinates
+from stdenoise._image import read_image, read_plane_coordinates
+from stdenoise._validate import check_anndata, check_number
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -84,57 +84,24 @@ def spot_intensity(
         check_number("background_percentile", background_percentile, minimum=0)
         if background_percentile > 100:
             raise ValueError(f"background_percentile must be at most 100, not {background_percentile!r}.")
-    coordinates = read_coordinates(adata, spatial_key)
-    if coordinates.shape[1] != 2:
-        raise ValueError(f"adata.obsm[{spatial_key!r}] has {coordinates.shape[1]} columns; an image needs x and y.")
-    stored = image is None or diameter is None
-    library, where = _read_library(adata, library_id) if stored or library_id is not None else ({}, "")
-    factors = library.get("scalefactors", {})
-    if image is None:
-        images = lookup(library, "images", where=where)
-        image = np.asarray(lookup(images, image_key, where=f"{where}['images']"))
-        if scale_factor is None:
-            name = f"tissue_{image_key}_scalef"
-            scale_factor = lookup(factors, name, where=f"{where}['scalefactors']", advice="Pass scale_factor=.")
-    if diameter is None:
-        diameter = lookup(factors, "spot_diameter_fullres", where=f"{where}['scalefactors']", advice="Pass diameter=.")
-    factor = 1.0 if scale_factor is None else float(scale_factor)
-    check_number("scale_factor", factor, above=0)
-    check_number("diameter", float(diameter), above=0)
+    coordinates = read_plane_coordinates(adata, spatial_key)
+    on_image = read_image(
+        adata, library_id=library_id, image_key=image_key, image=image, scale_factor=scale_factor, diameter=diameter
+    )
+    n_channels = on_image.pixels.shape[2]
+    if channel >= n_channels:
+        raise ValueError(
+            f"channel={channel} is not in the image, which has {n_channels}: shape {on_image.pixels.shape}."
+        )
 
     import pandas as pd
 
     from stdenoise.scores.discs import disc_means
 
-    plane = _channel(np.asarray(image), channel)
-    means = disc_means(plane, coordinates * factor, float(diameter) * factor / 2)
+    plane = on_image.pixels[:, :, channel]
+    means = disc_means(plane, coordinates * on_image.scale_factor, on_image.radius)
     if np.isnan(means).all():
-        raise ValueError(
-            f"no spot lies on the image of {plane.shape[1]} x {plane.shape[0]} pixels: with scale_factor={factor:g}, spots "
-            f"reach from {(coordinates.min(0) * factor).round(1)} to {(coordinates.max(0) * factor).round(1)}."
-        )
+        raise ValueError(f"no spot lies on {on_image.describe(coordinates)}")
     if background_percentile is not None:
         means = np.maximum(means - np.percentile(plane, background_percentile), 0)
     return pd.Series(means, index=adata.obs_names, name="intensity")
-
-
-def _read_library(adata: AnnData, library_id: str | None) -> tuple[Mapping[str, Any], str]:
-    libraries = lookup(
-        adata.uns, "spatial", where="adata.uns", advice="Pass image= and diameter= where no 10x image is stored."
-    )
-    if library_id is None:
-        if len(libraries) != 1:
-            raise ValueError(f"adata.uns['spatial'] has the libraries {list(libraries)}; choose one with library_id=.")
-        library_id = next(iter(libraries))
-    return lookup(libraries, library_id, where="adata.uns['spatial']"), f"adata.uns['spatial'][{library_id!r}]"
-
-
-def _channel(image: np.ndarray, channel: int) -> np.ndarray:
-    if image.ndim not in (2, 3) or image.size == 0:
-        raise ValueError(f"image must have shape (height, width) or (height, width, n_channels), not {image.shape}.")
-    if image.dtype.kind not in "iufb":
-        raise TypeError(f"image must hold real numbers, not {image.dtype}.")
-    stack = image if image.ndim == 3 else image[:, :, None]
-    if channel >= stack.shape[2]:
-        raise ValueError(f"channel={channel} is not in the image, which has {stack.shape[2]}: shape {image.shape}.")
-    return stack[:, :, channel]
