@@ -25,7 +25,7 @@ QUICK = {
 }
 
 # Results of one library that do not depend on the counts of another: neighbours only, no weights or components shared.
-LOCAL = {"raw", "neighbor_mean"}
+LOCAL = {"raw", "neighbor_mean", "smoother"}
 
 ARRAYS = ("mean", "dispersion", "dropout", "latent", "attention")
 

@@ -19,9 +19,15 @@ from stdenoise.methods.knn_smoothing import KNNSmoothing, KNNSmoothingConfig
 from stdenoise.methods.magic import MAGIC, MAGICConfig
 from stdenoise.methods.scvi import SCVI, SCVIConfig
 from stdenoise.methods.sme import SME, SMEConfig
+from stdenoise.methods.smoother import Smoother, SmootherConfig
+from stdenoise.methods.sprod import Sprod, SprodConfig
 from stdenoise.methods.stagate import STAGATE, STAGATEConfig
 
 __all__ = [
+    "Smoother",
+    "SmootherConfig",
+    "Sprod",
+    "SprodConfig",
     "SME",
     "SMEConfig",
     "DCA",

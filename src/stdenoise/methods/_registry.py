@@ -17,6 +17,8 @@ from stdenoise.methods.knn_smoothing import KNNSmoothing
 from stdenoise.methods.magic import MAGIC
 from stdenoise.methods.scvi import SCVI
 from stdenoise.methods.sme import SME
+from stdenoise.methods.smoother import Smoother
+from stdenoise.methods.sprod import Sprod
 from stdenoise.methods.stagate import STAGATE
 
 if TYPE_CHECKING:
@@ -31,7 +33,9 @@ _BUILT_IN: tuple[type[Denoiser], ...] = (
     MAGIC,
     KNNSmoothing,
     ALRA,
+    Smoother,
     SME,
+    Sprod,
     Raw,
     GeneMean,
     NeighborMean,
