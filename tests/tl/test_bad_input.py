@@ -168,7 +168,7 @@ ARGUMENTS = [
     (
         {"method": "dustd"},
         ValueError,
-        r"method='dustd' is not valid; choose from \['dusted', 'raw', .*\]. Did you mean 'dusted'\?",
+        r"method='dustd' is not valid; choose from \['dusted', 'stagate', .*\]. Did you mean 'dusted'\?",
     ),
     ({"method": None}, TypeError, "method must be a name or a configured method, not None"),
     ({"method": st.methods.DUSTED}, TypeError, "method must be a name or a configured method"),

@@ -53,10 +53,20 @@ class MethodInfo:
 
 
 class Denoiser(ABC):
-    """A configured method. Subclasses set `info` and `config` and implement `fit`; they never see an AnnData."""
+    """A configured method. Subclasses set `info` and `config_type` and implement `fit`; they never see an AnnData.
+
+    Parameters
+    ----------
+    **params
+        Fields of the method's configuration.
+    """
 
     info: ClassVar[MethodInfo]
+    config_type: ClassVar[type]
     config: Any
+
+    def __init__(self, **params: Any) -> None:
+        self.config = make_config(self.config_type, params, method=self.info.name)
 
     @abstractmethod
     def fit(self, spots: Spots, *, seed: int, progress: bool) -> Denoised:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from stdenoise._random import torch_generator
 from stdenoise._validate import check_choice, check_number
-from stdenoise.methods._base import Denoiser, MethodInfo, make_config
+from stdenoise.methods._base import Denoiser, MethodInfo
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -108,10 +108,8 @@ class ALRA(Denoiser):
         reference="Linderman et al., Nature Communications 2022",
         licence="MIT",
     )
+    config_type = ALRAConfig
     config: ALRAConfig
-
-    def __init__(self, **params: Any) -> None:
-        self.config = make_config(ALRAConfig, params, method="alra")
 
     def fit(self, spots: Spots, *, seed: int, progress: bool) -> Denoised:
         """Return the completed matrix, the scores of the spots and the singular values."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from stdenoise._random import torch_generator
 from stdenoise._validate import check_number
-from stdenoise.methods._base import Denoiser, MethodInfo, make_config
+from stdenoise.methods._base import Denoiser, MethodInfo
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -109,10 +109,8 @@ class Raw(Denoiser):
     """
 
     info: ClassVar[MethodInfo] = _info("raw", "baseline: the counts as they are")
+    config_type = NoConfig
     config: NoConfig
-
-    def __init__(self, **params: Any) -> None:
-        self.config = make_config(NoConfig, params, method="raw")
 
     def fit(self, spots: Spots, *, seed: int, progress: bool) -> Denoised:
         """Return the counts."""
@@ -132,10 +130,8 @@ class GeneMean(Denoiser):
     """
 
     info: ClassVar[MethodInfo] = _info("gene_mean", "baseline: each gene's mean, scaled to the depth of the spot")
+    config_type = NoConfig
     config: NoConfig
-
-    def __init__(self, **params: Any) -> None:
-        self.config = make_config(NoConfig, params, method="gene_mean")
 
     def fit(self, spots: Spots, *, seed: int, progress: bool) -> Denoised:
         """Return size factor times gene mean, the most likely means of a Poisson model without structure."""
@@ -166,10 +162,8 @@ class NeighborMean(Denoiser):
     info: ClassVar[MethodInfo] = _info(
         "neighbor_mean", "baseline: mean over graph neighbours, n_hops times", needs=("graph",)
     )
+    config_type = NeighborMeanConfig
     config: NeighborMeanConfig
-
-    def __init__(self, **params: Any) -> None:
-        self.config = make_config(NeighborMeanConfig, params, method="neighbor_mean")
 
     def fit(self, spots: Spots, *, seed: int, progress: bool) -> Denoised:
         """Return the pooled profiles."""
@@ -213,10 +207,8 @@ class PCAReconstruction(Denoiser):
         scale="log1p",
         latent=True,
     )
+    config_type = PCAReconstructionConfig
     config: PCAReconstructionConfig
-
-    def __init__(self, **params: Any) -> None:
-        self.config = make_config(PCAReconstructionConfig, params, method="pca_reconstruction")
 
     def fit(self, spots: Spots, *, seed: int, progress: bool) -> Denoised:
         """Return the reconstruction."""
@@ -255,10 +247,8 @@ class PoissonFactorization(Denoiser):
     info: ClassVar[MethodInfo] = _info(
         "poisson_factorization", "baseline: non-negative factors of the counts, without a graph", latent=True
     )
+    config_type = PoissonFactorizationConfig
     config: PoissonFactorizationConfig
-
-    def __init__(self, **params: Any) -> None:
-        self.config = make_config(PoissonFactorizationConfig, params, method="poisson_factorization")
 
     def fit(self, spots: Spots, *, seed: int, progress: bool) -> Denoised:
         """Return the product of the factors."""

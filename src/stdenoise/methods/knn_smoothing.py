@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from stdenoise._random import torch_generator
 from stdenoise._validate import check_choice, check_number
-from stdenoise.methods._base import Denoiser, MethodInfo, make_config
+from stdenoise.methods._base import Denoiser, MethodInfo
 
 if TYPE_CHECKING:
     import torch
@@ -84,10 +84,8 @@ class KNNSmoothing(Denoiser):
         reference="Wagner et al., bioRxiv 2017",
         licence="none given",
     )
+    config_type = KNNSmoothingConfig
     config: KNNSmoothingConfig
-
-    def __init__(self, **params: Any) -> None:
-        self.config = make_config(KNNSmoothingConfig, params, method="knn_smoothing")
 
     def fit(self, spots: Spots, *, seed: int, progress: bool) -> Denoised:
         """Return the pooled counts."""

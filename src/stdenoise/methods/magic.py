@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from stdenoise._random import torch_generator
 from stdenoise._validate import check_choice, check_number
-from stdenoise.methods._base import Denoiser, MethodInfo, make_config
+from stdenoise.methods._base import Denoiser, MethodInfo
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -114,10 +114,8 @@ class MAGIC(Denoiser):
         reference="van Dijk et al., Cell 2018",
         licence="GPL-2.0",
     )
+    config_type = MAGICConfig
     config: MAGICConfig
-
-    def __init__(self, **params: Any) -> None:
-        self.config = make_config(MAGICConfig, params, method="magic")
 
     def fit(self, spots: Spots, *, seed: int, progress: bool) -> Denoised:
         """Return the diffused values."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from stdenoise._validate import check_choice, check_number
-from stdenoise.methods._base import Denoiser, MethodInfo, make_config
+from stdenoise.methods._base import Denoiser, MethodInfo
 
 if TYPE_CHECKING:
     import torch
@@ -93,10 +93,8 @@ class SCVI(Denoiser):
         reference="Lopez et al., Nature Methods 2018",
         licence="BSD-3-Clause",
     )
+    config_type = SCVIConfig
     config: SCVIConfig
-
-    def __init__(self, **params: Any) -> None:
-        self.config = make_config(SCVIConfig, params, method="scvi")
 
     def fit(self, spots: Spots, *, seed: int, progress: bool) -> Denoised:
         """Train the model and return the parameters of its likelihood at the posterior mean of the latent variables.

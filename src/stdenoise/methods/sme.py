@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 import warnings
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from stdenoise._random import torch_generator
 from stdenoise._validate import check_choice, check_number
-from stdenoise.methods._base import Denoiser, MethodInfo, make_config
+from stdenoise.methods._base import Denoiser, MethodInfo
 
 if TYPE_CHECKING:
     import torch
@@ -114,10 +114,8 @@ class SME(Denoiser):
         licence="BSD-3-Clause",
         optional=("features",),
     )
+    config_type = SMEConfig
     config: SMEConfig
-
-    def __init__(self, **params: Any) -> None:
-        self.config = make_config(SMEConfig, params, method="sme")
 
     def fit(self, spots: Spots, *, seed: int, progress: bool) -> Denoised:
         """Return the adjusted values."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 
 from stdenoise._random import torch_generator
 from stdenoise._validate import check_choice, check_number
-from stdenoise.methods._base import Denoiser, MethodInfo, make_config
+from stdenoise.methods._base import Denoiser, MethodInfo
 
 if TYPE_CHECKING:
     import torch
@@ -119,10 +119,8 @@ class Smoother(Denoiser):
         licence="BSD-3-Clause",
         optional=("features",),
     )
+    config_type = SmootherConfig
     config: SmootherConfig
-
-    def __init__(self, **params: Any) -> None:
-        self.config = make_config(SmootherConfig, params, method="smoother")
 
     def fit(self, spots: Spots, *, seed: int, progress: bool) -> Denoised:
         """Return the minimiser of the distance to the data plus the weighted roughness."""

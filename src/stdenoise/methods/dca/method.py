@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from stdenoise._random import torch_generator
-from stdenoise.methods._base import Denoiser, MethodInfo, make_config
+from stdenoise.methods._base import Denoiser, MethodInfo
 from stdenoise.methods.dca.config import DCAConfig
 
 if TYPE_CHECKING:
@@ -58,10 +58,8 @@ class DCA(Denoiser):
         reference="Eraslan et al., Nature Communications 2019",
         licence="Apache-2.0",
     )
+    config_type = DCAConfig
     config: DCAConfig
-
-    def __init__(self, **params: Any) -> None:
-        self.config = make_config(DCAConfig, params, method="dca")
 
     def fit(self, spots: Spots, *, seed: int, progress: bool) -> Denoised:
         """Train on most non-empty spots, with the others as validation, and predict all."""

@@ -50,6 +50,7 @@ class DUSTED(Denoiser):
         reference="DUSTED, AAAI-25",
         licence="Apache-2.0",
     )
+    config_type = DUSTEDConfig
     config: DUSTEDConfig
 
     def __init__(self, *, preset: str | None = None, **params: Any) -> None:

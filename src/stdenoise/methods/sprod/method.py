@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from stdenoise._random import torch_generator
-from stdenoise.methods._base import Denoiser, MethodInfo, make_config
+from stdenoise.methods._base import Denoiser, MethodInfo
 from stdenoise.methods.sprod.config import SprodConfig
 
 if TYPE_CHECKING:
@@ -54,10 +54,8 @@ class Sprod(Denoiser):
         licence="academic and research use only; this code is independent of it",
         optional=("features",),
     )
+    config_type = SprodConfig
     config: SprodConfig
-
-    def __init__(self, **params: Any) -> None:
-        self.config = make_config(SprodConfig, params, method="sprod")
 
     def fit(self, spots: Spots, *, seed: int, progress: bool) -> Denoised:
         """Learn the graph of each library and smooth over it."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from stdenoise._random import torch_generator
-from stdenoise.methods._base import Denoiser, MethodInfo, make_config
+from stdenoise.methods._base import Denoiser, MethodInfo
 from stdenoise.methods.stagate.config import STAGATEConfig
 
 if TYPE_CHECKING:
@@ -51,10 +51,8 @@ class STAGATE(Denoiser):
         reference="Dong and Zhang, Nature Communications 2022",
         licence="MIT",
     )
+    config_type = STAGATEConfig
     config: STAGATEConfig
-
-    def __init__(self, **params: Any) -> None:
-        self.config = make_config(STAGATEConfig, params, method="stagate")
 
     def fit(self, spots: Spots, *, seed: int, progress: bool) -> Denoised:
         """Train on the spots and return the reconstruction of one final pass."""
