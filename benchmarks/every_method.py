@@ -4,7 +4,7 @@ Usage: python benchmarks/every_method.py SECTION.h5ad [N_TOP_GENES] [METHOD ...]
 
 The section has raw counts in X and coordinates in obsm["spatial"]. Without N_TOP_GENES, or with 0, all genes are modelled. The time
 is that of `tl.denoise`; the memory is that of the process, with the libraries and the section, so the first row shows what the
-baseline "raw" needs.
+baseline "raw" needs. A METHOD may carry a number of epochs, such as stagate:40.
 """
 
 import json
@@ -32,8 +32,10 @@ def one(path, n_top_genes, name):
         genes = "highly_variable"
     st.pp.spatial_graph(adata)
     st.tl.denoise(st.datasets.tissue(n_spots=20, n_genes=5), method="raw")  # imports are not timed
+    name, _, n_epochs = name.partition(":")
+    params = {"n_epochs": int(n_epochs)} if n_epochs else {}
     start = time.perf_counter()
-    st.tl.denoise(adata, method=name, genes=genes, progress=False)
+    st.tl.denoise(adata, method=name, genes=genes, progress=False, **params)
     seconds = time.perf_counter() - start
     # Unlike getrusage, free of what the parent process had (Linux).
     status = Path("/proc/self/status").read_text()

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from stdenoise._validate import check_number
 from stdenoise.graph.csr import SpatialGraph
+from stdenoise.graph.radius import pairs_within
 
 # Entries of a block of distances: 64 MB.
 _BLOCK = 1 << 24
@@ -170,9 +171,6 @@ def _nearest(places: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray, np.nda
 
 def _within(places: np.ndarray, radius: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Rows, columns and lengths of the edges within a radius."""
-    # The tree compares squares, which rounding can push over the bound; the lengths themselves decide.
-    pairs = cKDTree(places).query_pairs(radius * (1 + 1e-9), output_type="ndarray")
-    lengths = np.linalg.norm(places[pairs[:, 0]] - places[pairs[:, 1]], axis=1)
-    pairs, lengths = pairs[lengths <= radius], lengths[lengths <= radius]
+    pairs, lengths = pairs_within(cKDTree(places), radius)
     row, col = np.concatenate([pairs, pairs[:, ::-1]]).T
     return row, col, np.concatenate([lengths, lengths])

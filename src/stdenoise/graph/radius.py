@@ -51,11 +51,7 @@ def radius_edges(coordinates: np.ndarray, radius: float) -> Edges:
         In units of the coordinates.
     """
     places = _Places(coordinates)
-    # The tree compares squares, which rounding can push over the bound; the lengths themselves decide.
-    pairs = places.tree.query_pairs(radius * (1 + 1e-9), output_type="ndarray")
-    lengths = places.lengths(pairs)
-    near = lengths <= radius
-    return places.edges(pairs[near], lengths[near], radius)
+    return places.edges(*pairs_within(places.tree, radius), radius)
 
 
 def auto_radius_edges(coordinates: np.ndarray, mean_degree: float) -> Edges:
@@ -113,6 +109,23 @@ def neighbor_edges(coordinates: np.ndarray, n_neighbors: int) -> Edges:
     return places.edges(pairs, lengths, float(lengths.max()))
 
 
+def pairs_within(tree: cKDTree, radius: float) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs of points at a distance of at most the radius, shape `(n_pairs, 2)`, each once, and their distances."""
+    # The tree compares squares, which rounding can push over the bound; the lengths themselves decide.
+    pairs = tree.query_pairs(radius * (1 + 1e-9), output_type="ndarray")
+    lengths = pair_lengths(tree.data, pairs)
+    near = lengths <= radius
+    return pairs[near], lengths[near]
+
+
+def pair_lengths(points: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+    """Distance of each pair of points, without ever holding all coordinate differences in full."""
+    squared = np.zeros(len(pairs))
+    for axis in points.T:
+        squared += (axis[pairs[:, 0]] - axis[pairs[:, 1]]) ** 2
+    return np.asarray(np.sqrt(squared))
+
+
 class _Places:
     """Distinct positions, and which spots sit on each: coincident spots cost no pairs in the tree."""
 
@@ -123,11 +136,8 @@ class _Places:
         self.tree = cKDTree(self.sites)
 
     def lengths(self, pairs: np.ndarray) -> np.ndarray:
-        """Distance of each pair of sites, without ever holding all coordinate differences in full."""
-        squared = np.zeros(len(pairs))
-        for axis in self.sites.T:
-            squared += (axis[pairs[:, 0]] - axis[pairs[:, 1]]) ** 2
-        return np.asarray(np.sqrt(squared))
+        """Distance of each pair of sites."""
+        return pair_lengths(self.sites, pairs)
 
     def multiplicity(self, pairs: np.ndarray) -> np.ndarray:
         """Pairs of spots that each pair of sites stands for."""

@@ -67,9 +67,8 @@ class KNNSmoothing(Denoiser):
     Examples
     --------
     >>> import stdenoise as st
-    >>> from stdenoise.methods.knn_smoothing import KNNSmoothing
     >>> adata = st.datasets.tissue(n_spots=61, n_genes=12)
-    >>> st.tl.denoise(adata, KNNSmoothing(k=8, d=5))
+    >>> st.tl.denoise(adata, st.methods.KNNSmoothing(k=8, d=5))
     >>> adata.layers["knn_smoothing_mean"].shape
     (61, 12)
     """
@@ -95,7 +94,7 @@ class KNNSmoothing(Denoiser):
         from stdenoise._spots import Denoised
 
         config, generator = self.config, torch_generator(seed)
-        # Sums of a few sparse profiles are mostly full: 50-90 % for 15 of them.
+        # Sums of a few sparse profiles are mostly full.
         counts = spots.counts.to_dense()
         k = min(config.k, len(counts))
         if k < config.k:

@@ -97,9 +97,8 @@ class MAGIC(Denoiser):
     Examples
     --------
     >>> import stdenoise as st
-    >>> from stdenoise.methods.magic import MAGIC
     >>> adata = st.datasets.tissue(n_spots=61, n_genes=12)
-    >>> st.tl.denoise(adata, MAGIC(t=2))
+    >>> st.tl.denoise(adata, st.methods.MAGIC(t=2))
     >>> adata.layers["magic_mean"].shape
     (61, 12)
     """

@@ -98,8 +98,8 @@ class SME(Denoiser):
 
     Examples
     --------
-    >>> from stdenoise.methods.sme import SME
-    >>> SME(mode="impute").label
+    >>> import stdenoise as st
+    >>> st.methods.SME(mode="impute").label
     "sme(mode='impute')"
     """
 

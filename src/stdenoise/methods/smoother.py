@@ -103,8 +103,8 @@ class Smoother(Denoiser):
 
     Examples
     --------
-    >>> from stdenoise.methods.smoother import Smoother
-    >>> Smoother(rho=0.9).label
+    >>> import stdenoise as st
+    >>> st.methods.Smoother(rho=0.9).label
     'smoother(rho=0.9)'
     """
 

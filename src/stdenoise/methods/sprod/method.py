@@ -38,8 +38,8 @@ class Sprod(Denoiser):
 
     Examples
     --------
-    >>> from stdenoise.methods.sprod import Sprod
-    >>> Sprod(radius=150.0).label
+    >>> import stdenoise as st
+    >>> st.methods.Sprod(radius=150.0).label
     'sprod(radius=150.0)'
     """
 
