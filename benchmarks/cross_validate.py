@@ -29,7 +29,7 @@ METHODS = {
     "sprod": ("Sprod", {}),
     "dca": ("DCA", {"n_epochs": 60}),
     "stagate": ("STAGATE", {"n_epochs": 300}),
-    "dusted": ("DUSTED", {"n_epochs": 150}),
+    "dusted": ("DUSTED", {"schedule": "paper", "n_epochs": 150}),
 }
 N_GENES = 1000
 

@@ -43,30 +43,38 @@ def model(likelihood):
 def ours(likelihood, n_epochs):
     import torch
 
-    from stdenoise.graph.csr import to_csr_tensor
-    from stdenoise.methods.dca.batches import Batches
+    from stdenoise._context import Context
+    from stdenoise._patches import Patches
+    from stdenoise._spots import make_spots
+    from stdenoise.methods.dca.batches import Batches, standardization
     from stdenoise.train.loop import train
+    from stdenoise.train.run import Run
 
-    counts, _, size_factors, _ = tissue()
+    counts, _, _, _ = tissue()
     module, generator = model(likelihood)
-    batches = Batches(to_csr_tensor(counts, dtype=torch.float32), torch.tensor(size_factors), N_SPOTS)
+    names = [f"gene{j}" for j in range(N_GENES)]
+    data = Patches(make_spots(counts, names, positions=None, context=Context(), device=torch.device("cpu")))
+    scale, input_of_zero = standardization(data, N_SPOTS)
+    batches = Batches(data, scale, input_of_zero.float())
     times = []
 
-    def epoch():
+    def epoch(skip):
         times.append(time.process_time())
-        return (batches.take(rows) for rows in torch.randperm(N_SPOTS, generator=generator).split(BATCH))
+        order = torch.randperm(N_SPOTS, generator=generator)
+        return ([batches.take(rows)] for rows in order.split(BATCH)[skip:])
 
     history = train(
         module,
         module.loss,
         batches=epoch,
+        generator=generator,
         optimizer="rmsprop",
         lr=1e-3,
         clip=5.0,
         clip_by="value",
         n_epochs=n_epochs,
         restore_best=False,
-        progress=False,
+        run=Run(),
         description="dca",
     )
     return [*times, time.process_time()], history["loss"]

@@ -45,26 +45,42 @@ def tissue():
     return counts, lognorm, (total / np.median(total)).astype(np.float32), xy
 
 
+def patches(device, n_hops):
+    """The tissue, of which one patch holds all."""
+    import torch
+
+    from stdenoise._context import Context
+    from stdenoise._patches import Patches
+    from stdenoise._spots import make_spots
+    from stdenoise.graph.csr import SpatialGraph
+    from stdenoise.graph.radius import auto_radius_edges
+
+    counts, _, _, xy = tissue()
+    graph = SpatialGraph.from_scipy(auto_radius_edges(xy, 6.0).distances, device=device)
+    spots = make_spots(
+        counts,
+        [f"gene{j}" for j in range(N_GENES)],
+        positions=None,
+        context=Context(graph=graph),
+        device=torch.device(device),
+    )
+    return Patches(spots, n_hops=n_hops)
+
+
 def ours(likelihood, device):
     import torch
 
-    from stdenoise.graph.csr import SpatialGraph, to_csr_tensor
-    from stdenoise.graph.radius import auto_radius_edges
     from stdenoise.methods import DUSTEDConfig
     from stdenoise.methods.dusted.module import DUSTEDModule, make_batch
 
-    counts, lognorm, size_factors, xy = tissue()
+    data = patches(device, 4)
     module = DUSTEDModule(N_GENES, DUSTEDConfig(likelihood=likelihood), generator=torch.Generator().manual_seed(0)).to(
         device
     )
-    batch = make_batch(
-        to_csr_tensor(lognorm, dtype=torch.float32, device=device),
-        to_csr_tensor(counts, dtype=torch.float32, device=device),
-        torch.tensor(size_factors, device=device),
-        SpatialGraph.from_scipy(auto_radius_edges(xy, 6.0).distances, device=device),
-        torch.ones(N_SPOTS, dtype=torch.bool, device=device),
-        per_entry=likelihood == "zinb",
-    )
+    module.set_pooled(data)
+    (patch,) = data.cover()
+    batch = make_batch(patch, per_entry=likelihood == "zinb")
+    del data, patch
     return stepper(module, lambda: module.loss(batch), fused=True)
 
 

@@ -21,7 +21,7 @@ import time
 from statistics import median
 
 import numpy as np
-from dusted_epoch import N_GENES, N_HIDDEN, N_SPOTS, stepper, tissue
+from dusted_epoch import N_GENES, N_HIDDEN, N_SPOTS, patches, stepper, tissue
 
 VARIANTS = ("ours", "plain")
 
@@ -29,18 +29,13 @@ VARIANTS = ("ours", "plain")
 def ours(device):
     import torch
 
-    from stdenoise.graph.csr import SpatialGraph, to_csr_tensor
-    from stdenoise.graph.radius import auto_radius_edges
     from stdenoise.methods.stagate import STAGATEConfig
     from stdenoise.methods.stagate.module import STAGATEModule, make_batch
 
-    _, lognorm, _, xy = tissue()
     module = STAGATEModule(N_GENES, STAGATEConfig(), generator=torch.Generator().manual_seed(0)).to(device)
-    batch = make_batch(
-        to_csr_tensor(lognorm, dtype=torch.float32, device=device),
-        SpatialGraph.from_scipy(auto_radius_edges(xy, 6.0).distances, device=device),
-        torch.ones(N_SPOTS, dtype=torch.bool, device=device),
-    )
+    (patch,) = patches(device, 2).cover()
+    batch = make_batch(patch)
+    del patch
     return stepper(module, lambda: module.loss(batch), fused=True)
 
 

@@ -66,6 +66,38 @@ def test_an_interrupted_write_changes_nothing(tissue, tmp_path, monkeypatch, suf
         assert _files.read(path).n_obs == 20
 
 
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
+@pytest.mark.parametrize("suffix", [".h5ad", ".zarr"])
+def test_a_failed_rename_changes_nothing(tissue, tmp_path, monkeypatch, suffix, error):
+    path = tmp_path / f"a{suffix}"
+    _files.write(tissue, path)
+
+    replace = Path.replace
+
+    def fail(self, target):
+        # zarr renames each of its files, too.
+        if target == path:
+            raise error
+        return replace(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", fail)
+        with pytest.raises(error):
+            _files.write(tissue[:7].copy(), path)
+    assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
+    assert _files.read(path).n_obs == 20
+
+
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
+def test_what_was_not_finished_is_removed(tmp_path, error):
+    with pytest.raises(error), _files.replacing(tmp_path / "a.zarr") as fresh:
+        assert fresh.parent.parent == tmp_path
+        fresh.mkdir()
+        (fresh / "part").write_text("half")
+        raise error
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("path", ["a.csv", "a.h5", "a", "a.h5ad.gz"])
 def test_unknown_formats(tissue, tmp_path, path):
     message = r"is not valid; choose from \['.h5ad', '.zarr'\]"

@@ -13,14 +13,31 @@ import stdenoise as st
 SOURCE = Path(st.__file__).parent
 FILES = sorted(SOURCE.rglob("*.py"))
 FLOORS = {
-    **dict.fromkeys(["_keys", "_settings", "_device", "_random", "_validate", "_files", "_mclust"], 0),
+    **dict.fromkeys(["_keys", "_settings", "_device", "_random", "_validate", "_files", "_mclust", "_memory"], 0),
     **dict.fromkeys(["graph", "nn", "train", "scores"], 1),
-    **dict.fromkeys(["_context", "_image", "_expression", "_spots", "_highly_variable"], 1.5),
+    **dict.fromkeys(
+        [
+            "_context",
+            "_image",
+            "_expression",
+            "_spots",
+            "_results",
+            "_highly_variable",
+            "_held_out",
+            "_patches",
+            "_source",
+            "_scratch",
+            "_stream",
+        ],
+        1.5,
+    ),
     **dict.fromkeys(["methods", "_clusters"], 2),
+    "_plan": 2.5,
     "_trial": 2.5,
     **dict.fromkeys(["pp", "tl", "get", "metrics", "pl", "datasets"], 3),
     "benchmark": 3.5,
     "cli": 4,
+    "__main__": 5,
 }
 PURE = ("methods", "nn", "train", "graph", "scores")
 

@@ -6,14 +6,8 @@ import pytest
 import torch
 from scipy import sparse
 
-from stdenoise._spots import (
-    Denoised,
-    check_key_is_free,
-    read_denoised,
-    read_spots,
-    select_genes,
-    write_denoised,
-)
+from stdenoise._results import check_key_is_free, read_denoised, write_denoised
+from stdenoise._spots import Denoised, read_spots, select_genes
 
 
 def read(adata, **changed):

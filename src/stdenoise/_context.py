@@ -39,6 +39,17 @@ class Context:
     features: Tensor | None = None
     libraries: Tensor | None = None
 
+    def permuted(self, order: np.ndarray) -> Context:
+        """Return the context of the same spots in another order; row `i` of it is row `order[i]` of this one."""
+        rows = torch.from_numpy(order)
+        return Context(
+            graph=None if self.graph is None else self.graph.permuted(order),
+            **{
+                name: None if (values := getattr(self, name)) is None else values[rows.to(values.device)]
+                for name in ("coordinates", "features", "libraries")
+            },
+        )
+
     def without_neighbors(self, n_spots: int) -> Context:
         """Return the same context with each spot on its own: no edge, and a library for each."""
         device = next((t.device for t in (self.coordinates, self.libraries) if t is not None), torch.device("cpu"))

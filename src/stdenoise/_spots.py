@@ -1,18 +1,15 @@
-"""The two doors between AnnData and tensors, and what passes through them.
+"""The front door between AnnData and tensors, and what passes through it: `Spots` in, `Denoised` out.
 
-`read_spots` validates and hands `Spots` to a method; `write_denoised` takes the method's `Denoised` back. Nothing else reads
-counts from an AnnData or writes results into one.
+Nothing else reads counts from an AnnData that is in memory.
 """
 
 from __future__ import annotations
 
 import logging
-import platform
 from collections.abc import Iterable, Mapping, Sequence
-from copy import deepcopy
 from dataclasses import dataclass, field
-from importlib.metadata import version
-from typing import TYPE_CHECKING, Any, Literal
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -21,10 +18,9 @@ from torch import Tensor
 
 from stdenoise import _keys
 from stdenoise._context import Context, read_context
-from stdenoise._expression import lognorm
-from stdenoise._keys import ResultKeys
+from stdenoise._expression import TARGET_SUM
 from stdenoise._validate import check_counts, lookup, near_match
-from stdenoise.graph.csr import SpatialGraph, to_csr_tensor
+from stdenoise.graph.csr import SpatialGraph, row_sum, to_csr_tensor, with_values
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -39,12 +35,12 @@ class Spots:
     Parameters
     ----------
     counts
-        Raw counts, CSR, shape `(n_spots, n_genes)`.
-    lognorm
-        `log1p` of counts scaled to 10 000 per spot over these genes; CSR of the same pattern.
+        Raw counts, CSR, shape `(n_spots, n_genes)`; where they do not fit into memory, their parts are mapped from files.
     size_factors
         Total count over all genes of the object divided by its median over non-empty spots, shape `(n_spots,)`; 1 for an
         empty spot.
+    median_total
+        That median.
     nonempty
         Whether a spot has any count, shape `(n_spots,)`.
     genes
@@ -54,14 +50,19 @@ class Spots:
     """
 
     counts: Tensor
-    lognorm: Tensor
     size_factors: Tensor
+    median_total: float
     nonempty: Tensor
     genes: tuple[str, ...]
     graph: SpatialGraph | None = None
     coordinates: Tensor | None = None
     features: Tensor | None = None
     libraries: Tensor | None = None
+
+    @cached_property
+    def lognorm(self) -> Tensor:
+        """`log1p` of counts scaled to 10 000 per spot over these genes; CSR of the same pattern."""
+        return log_normalize(self.counts)
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ class Denoised:
     latent
         Shape `(n_spots, n_latent)`.
     attention
-        Graph and weight of each of its edges.
+        Row pointers, sources and weights of a CSR matrix of shape `(n_spots, n_spots)`.
     history
         Named values per epoch.
     """
@@ -89,8 +90,67 @@ class Denoised:
     dispersion: Tensor | None = None
     dropout: Tensor | None = None
     latent: Tensor | None = None
-    attention: tuple[SpatialGraph, Tensor] | None = None
+    attention: tuple[Tensor, Tensor, Tensor] | None = None
     history: Mapping[str, Sequence[float]] = field(default_factory=dict)
+
+
+def log_normalize(counts: Tensor) -> Tensor:
+    """`log1p` of counts scaled to 10 000 per spot, CSR of the same pattern; computed in double precision."""
+    values = counts.values().double()
+    factor = TARGET_SUM / row_sum(with_values(counts, values))
+    values = values * factor.repeat_interleave(counts.crow_indices().diff())
+    return with_values(counts, values.log1p_().to(counts.dtype))
+
+
+def collect(
+    blocks: Iterable[tuple[Tensor, Denoised]],
+    n_spots: int,
+    history: Mapping[str, Sequence[float]],
+    device: torch.device | None = None,
+) -> Denoised:
+    """Put blocks of spots together.
+
+    Parameters
+    ----------
+    blocks
+        Positions of some spots, and their results; together each spot once. The attention of a block has a row for each of its
+        spots, and columns for all spots there are.
+    n_spots
+        Number of spots.
+    history
+        Of the result.
+    device
+        Where the result goes.
+    """
+    whole: dict[str, Tensor] = {}
+    edges: list[tuple[Tensor, tuple[Tensor, Tensor, Tensor]]] = []
+    scale: Literal["counts", "log1p"] = "counts"
+    for rows, block in blocks:
+        scale = block.scale
+        if block.attention is not None:
+            edges.append((rows, block.attention))
+        for name in ("mean", "dispersion", "dropout", "latent"):
+            part: Tensor | None = getattr(block, name)
+            if part is None:
+                continue
+            if len(rows) == n_spots and bool((rows.diff() == 1).all()):
+                whole[name] = part if device is None else part.to(device)
+                continue
+            if name not in whole:
+                whole[name] = torch.empty(n_spots, part.shape[1], dtype=part.dtype, device=device or part.device)
+            target = whole[name]
+            target[rows.to(target.device)] = part.to(target.device)
+    return Denoised(scale=scale, attention=_join(edges, n_spots) if edges else None, history=history, **whole)
+
+
+def _join(edges: Sequence[tuple[Tensor, tuple[Tensor, Tensor, Tensor]]], n_spots: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Put blocks of rows of a CSR matrix together, in order."""
+    row = torch.cat([rows.repeat_interleave(crow.diff()) for rows, (crow, _, _) in edges])
+    order = row.argsort(stable=True)
+    crow = torch.zeros(n_spots + 1, dtype=torch.int64, device=row.device)
+    crow[1:] = torch.bincount(row, minlength=n_spots).cumsum(0)
+    col, weights = (torch.cat([block[i] for _, block in edges])[order] for i in (1, 2))
+    return crow, col, weights
 
 
 def select_genes(adata: AnnData, genes: str | Sequence[str] | None) -> np.ndarray | None:
@@ -205,157 +265,45 @@ def make_spots(
         Where the tensors go.
     """
     total = np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()
-    nonempty = total > 0
-    if not nonempty.any():
-        raise ValueError(f"all {counts.shape[0]} spots are empty: there is nothing to model.")
-    if not nonempty.all():
-        logger.info("%d of %d spots are empty: kept, but not scored in training", (~nonempty).sum(), len(nonempty))
-    size_factors = np.where(nonempty, total / np.median(total[nonempty]), 1.0)
-
     if positions is not None:
         counts = counts[:, positions]
         genes = [genes[position] for position in positions]
-    if not counts.has_canonical_format:
+    if not counts.has_canonical_format or not counts.data.all():
+        # A stored zero would be taken for a positive count by the zero-inflated likelihoods.
         counts = counts.copy()
         counts.sum_duplicates()
+        counts.eliminate_zeros()
+    tensor = to_csr_tensor(counts, dtype=torch.float32, device=device)
+    return assemble_spots(tensor, total, tuple(genes), context)
+
+
+def assemble_spots(counts: Tensor, total: np.ndarray, genes: tuple[str, ...], context: Context) -> Spots:
+    """Put together what methods see.
+
+    Parameters
+    ----------
+    counts
+        Raw counts of the modelled genes, CSR, shape `(n_spots, n_genes)`, on the device.
+    total
+        Counts per spot over all genes, double precision, shape `(n_spots,)`.
+    genes
+        Names of the modelled genes.
+    context
+        What surrounds the spots, on the device.
+    """
+    nonempty = total > 0
+    if not nonempty.any():
+        raise ValueError(f"all {len(total)} spots are empty: there is nothing to model.")
+    if not nonempty.all():
+        logger.info("%d of %d spots are empty: kept, but not scored in training", (~nonempty).sum(), len(nonempty))
+    median = float(np.median(total[nonempty]))
+    size_factors = np.where(nonempty, total / median, 1.0)
+    device = counts.device
     return Spots(
-        counts=to_csr_tensor(counts, dtype=torch.float32, device=device),
-        lognorm=to_csr_tensor(lognorm(counts), dtype=torch.float32, device=device),
+        counts=counts,
         size_factors=torch.tensor(size_factors, dtype=torch.float32, device=device),
+        median_total=median,
         nonempty=torch.tensor(nonempty, device=device),
-        genes=tuple(genes),
+        genes=genes,
         **vars(context),
     )
-
-
-def check_key_is_free(adata: AnnData, key: str) -> None:
-    """Raise when a result under this key would overwrite something that stdenoise did not write."""
-    names = ResultKeys(key)
-    owned = set(_owned(adata, key))
-    targets = [f"uns/{names.uns}", f"obsm/{names.latent}", f"obsp/{names.attention}", f"var/{names.modelled}"]
-    for field_name in (names.mean, names.dispersion, names.dropout):
-        targets += [f"layers/{field_name}", f"obsm/{field_name}"]
-    taken = [t for t in targets if t not in owned and _holder(adata, t)[1] in _holder(adata, t)[0]]
-    if taken:
-        raise ValueError(
-            f"{', '.join(taken)} exists and was not written by stdenoise; choose another name with key_added=."
-        )
-
-
-def write_denoised(
-    adata: AnnData, result: Denoised, *, key: str, positions: np.ndarray | None, provenance: Mapping[str, Any]
-) -> None:
-    """Open the back door: store a result, its provenance and its history.
-
-    Everything is converted before anything is stored, so that a failure leaves the AnnData as it was. What an earlier run
-    under the same key wrote is replaced as a whole.
-    """
-    import pandas as pd
-
-    names = ResultKeys(key)
-    genes = adata.var_names if positions is None else adata.var_names[positions]
-    arrays = {
-        name: tensor
-        for name, tensor in (
-            (names.mean, result.mean),
-            (names.dispersion, result.dispersion),
-            (names.dropout, result.dropout),
-        )
-        if tensor is not None
-    }
-    size = len(arrays) * adata.n_obs * len(genes) * 4
-    logger.info("storing %d arrays of %d x %d, %.2f GB", len(arrays), adata.n_obs, len(genes), size / 1e9)
-
-    fields: dict[str, Any] = {}
-    for name, tensor in arrays.items():
-        values = tensor.cpu().numpy()
-        if positions is None:
-            fields[f"layers/{name}"] = values
-        else:
-            fields[f"obsm/{name}"] = pd.DataFrame(values, index=adata.obs_names, columns=genes)
-    if positions is not None:
-        modelled = np.zeros(adata.n_vars, dtype=bool)
-        modelled[positions] = True
-        fields[f"var/{names.modelled}"] = modelled
-    if result.latent is not None:
-        fields[f"obsm/{names.latent}"] = result.latent.cpu().numpy()
-    if result.attention is not None:
-        graph, weights = result.attention
-        fields[f"obsp/{names.attention}"] = sparse.csr_matrix(
-            (weights.cpu().numpy(), graph.col.cpu().numpy(), graph.crow.cpu().numpy()), shape=(adata.n_obs,) * 2
-        )
-    fields[f"uns/{names.uns}"] = {
-        **provenance,
-        "scale": result.scale,
-        "genes": "all" if positions is None else genes.to_numpy(dtype=object),
-        "history": {name: np.asarray(values) for name, values in result.history.items()},
-        "versions": {
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("stdenoise", "torch", "anndata")},
-        },
-        "written": [*fields, f"uns/{names.uns}"],
-    }
-
-    stale = [path for path in _owned(adata, key) if path not in fields]
-    before = {path: _get(adata, path) for path in [*stale, *fields]}
-    try:
-        for path in before:
-            _put(adata, path, fields.get(path))
-    except BaseException:
-        for path, value in before.items():
-            _put(adata, path, value)
-        raise
-    logger.info("wrote %s", ", ".join(fields))
-
-
-def stored_provenance(adata: AnnData, key: str) -> Mapping[str, Any]:
-    """Return what `write_denoised` stored in `uns` under this key, or raise a `KeyError` that lists the results there are."""
-    results = {k: v for k, v in adata.uns.items() if isinstance(v, Mapping) and "written" in v}
-    return lookup(results, key, where="the denoised results of adata", advice="Run st.tl.denoise(adata) first.")
-
-
-def read_denoised(adata: AnnData, key: str) -> AnnData:
-    """Return a stored result as an AnnData of the modelled genes; nothing in it is shared with the original."""
-    from anndata import AnnData
-
-    provenance = stored_provenance(adata, key)
-    names = ResultKeys(key)
-    var = adata.var[adata.var[names.modelled]] if names.modelled in adata.var else adata.var
-    values = {
-        name: np.array(adata.layers[name] if name in adata.layers else adata.obsm[name][list(var.index)])
-        for name in (names.mean, names.dispersion, names.dropout)
-        if name in adata.layers or name in adata.obsm
-    }
-    kept = [name for name in (_keys.SPATIAL, _keys.SPATIAL_FALLBACK, names.latent) if name in adata.obsm]
-    return AnnData(
-        X=values.pop(names.mean),
-        obs=adata.obs.copy(),
-        var=var.copy(),
-        layers={name.removeprefix(f"{key}_"): array for name, array in values.items()},
-        obsm={name: np.array(adata.obsm[name]) for name in kept},
-        uns={key: deepcopy(dict(provenance))},
-    )
-
-
-def _owned(adata: AnnData, key: str) -> list[str]:
-    record = adata.uns.get(key)
-    return [str(path) for path in record.get("written", [])] if isinstance(record, Mapping) else []
-
-
-def _get(adata: AnnData, path: str) -> Any:
-    holder, name = _holder(adata, path)
-    return holder[name] if name in holder else None
-
-
-def _put(adata: AnnData, path: str, value: Any) -> None:
-    """Store a value; `None` removes it."""
-    holder, name = _holder(adata, path)
-    if value is not None:
-        holder[name] = value
-    elif name in holder:
-        del holder[name]
-
-
-def _holder(adata: AnnData, path: str) -> tuple[Any, str]:
-    attribute, name = path.split("/", 1)
-    return getattr(adata, attribute), name

@@ -66,13 +66,13 @@ def lookup(mapping: Mapping[str, T], key: str, *, where: str, advice: str = "") 
     return mapping[key]
 
 
-def check_anndata(adata: Any) -> None:
-    """Raise unless the object is an in-memory AnnData with spots and genes."""
+def check_anndata(adata: Any, *, in_memory: bool = True) -> None:
+    """Raise unless the object is an AnnData with spots and genes, in memory if asked for."""
     from anndata import AnnData
 
     if not isinstance(adata, AnnData):
         raise TypeError(f"adata must be an AnnData, not {type(adata).__name__}.")
-    if adata.isbacked:
+    if in_memory and adata.isbacked:
         raise ValueError(f"adata is backed by {str(adata.filename)!r}; load it first: adata = adata.to_memory().")
     if adata.n_obs == 0 or adata.n_vars == 0:
         raise ValueError(f"adata is empty: {adata.n_obs} spots x {adata.n_vars} genes.")

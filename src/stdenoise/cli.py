@@ -15,11 +15,13 @@ import click
 
 import stdenoise as st
 from stdenoise import _files, _keys
-from stdenoise._device import resolve_device
+from stdenoise._device import resolve_device, speaks_for_all
 from stdenoise._expression import lognorm
 from stdenoise._highly_variable import MIN_TOTAL, mark_highly_variable
 from stdenoise._keys import GraphKeys
+from stdenoise._memory import peak_gb
 from stdenoise._random import check_seed
+from stdenoise._source import Source, open_source
 from stdenoise.methods._registry import make_method
 
 if TYPE_CHECKING:
@@ -54,7 +56,18 @@ def main(*, verbose: bool) -> None:
 @click.option("--library-key", help="Column of obs naming the section of each spot.")
 @click.option("--key-added", help="Prefix of the results; the name of the method if not given.")
 @click.option("--set", "settings", metavar="KEY=VALUE", multiple=True, help="A parameter of the method; repeatable.")
+@click.option("--memory", help="Memory that a network may use, such as '6 GB'; 60 % of what is free if not given.")
+@click.option("--arrays", help="Arrays to write beside the mean: of dispersion,dropout,latent; all if not given.")
+@click.option("--dtype", default="float32", show_default=True, help="float32 or float16.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:<i>.")
+@click.option("--devices", default=1, show_default=True, help="GPUs, or processes on the CPU, that train together.")
+@click.option("--strategy", default="auto", show_default=True, help="How they are started, as in Lightning Fabric.")
+@click.option("--precision", default="32-true", show_default=True, help="32-true or bf16-mixed.")
+@click.option("--checkpoint", type=click.Path(path_type=Path), help="File in which the training is saved on its way.")
+@click.option("--checkpoint-minutes", default=10.0, show_default=True, help="Time between two savings.")
+@click.option("--resume", is_flag=True, help="Go on from the checkpoint, if it is there.")
+@click.option("--save-model", type=click.Path(path_type=Path), help="File for the trained network.")
+@click.option("--model", type=click.Path(path_type=Path), help="File of a trained network, instead of a training.")
 @click.option("--seed", default=0, show_default=True, help="The same seed gives the same numbers.")
 @click.option("--progress/--no-progress", default=True, show_default=True, help="Progress bar on standard error.")
 def denoise(
@@ -68,25 +81,34 @@ def denoise(
     radius: str | None,
     graph_key: str,
     spatial_key: str,
-    features_key: str | None,
     library_key: str | None,
     key_added: str | None,
     settings: tuple[str, ...],
+    arrays: str | None,
     device: str,
     seed: int,
-    progress: bool,
+    model: Path | None,
+    **options: Any,
 ) -> None:
-    """Denoise the section in IN and write it with the results to OUT; both are .h5ad or .zarr."""
+    """Denoise the section in IN and write it with the results to OUT; both are .h5ad or .zarr.
+
+    With a network and a .zarr as OUT, a section that does not fit into memory goes from disk to disk. Started by torchrun or srun, the
+    processes work together.
+    """
     with _one_line_errors():
         if genes is not None and n_top_genes is not None:
             raise ValueError("--genes and --n-top-genes exclude each other; give one.")
-        denoiser = make_method(method, dict(_parse_setting(setting) for setting in settings))
+        from stdenoise.methods._models import read_model
+
+        params = dict(_parse_setting(setting) for setting in settings)
+        denoiser = make_method(method, params) if model is None else read_model(model)[0]
         resolve_device(device)
         check_seed(seed)
         _files.check_writable(target)
         if source.resolve() == target.resolve():
             raise ValueError(f"IN and OUT are the same, {str(source)!r}; the input is never overwritten.")
-        adata = _files.read(source)
+        data = open_source(source, layer) if n_top_genes is None else _files.read(source)
+        adata = data.light if isinstance(data, Source) else data
         start = time.perf_counter()
         chosen: str | list[str] | None = genes
         if genes is not None and genes != _keys.HIGHLY_VARIABLE:
@@ -109,23 +131,26 @@ def denoise(
                 f"--radius {radius} has no effect: IN already has a graph {graph_key!r}. "
                 "Leave --radius out, or name another graph with --graph-key."
             )
+        if arrays is not None:
+            options["arrays"] = [name.strip() for name in arrays.split(",")]
         st.tl.denoise(
-            adata,
-            method=denoiser,
+            data,
+            method if model is not None else denoiser,
             layer=layer,
             genes=chosen,
             graph_key=graph_key,
-            library_key=library_key,
             spatial_key=spatial_key,
-            features_key=features_key,
+            library_key=library_key,
             key_added=key_added,
             device=device,
             seed=seed,
-            progress=progress,
+            model=model,
+            out=target,
+            **options,
         )
         seconds = time.perf_counter() - start
-        _files.write(adata, target)
-    _summary(adata, key_added or method, graph_key, target, seconds)
+    if speaks_for_all():
+        _summary(open_source(target, layer).light, key_added or denoiser.info.name, graph_key, target, seconds)
 
 
 @main.command()
@@ -237,7 +262,11 @@ def _one_line_errors(*, keep_lines: bool = False) -> Iterator[None]:
     """Turn an error of the input into one line, or the lines of a list of problems, and exit code 2."""
     try:
         yield
-    except (ValueError, KeyError, TypeError, OSError, FloatingPointError) as error:
+    except KeyboardInterrupt as error:
+        click.echo(f"\n{error}" if str(error) else "\nstopped", err=True)
+        # As the shell reports an interrupted command.
+        sys.exit(130)
+    except (ValueError, KeyError, TypeError, OSError, FloatingPointError, MemoryError) as error:
         # str() of a KeyError would quote its message.
         message = error.args[0] if isinstance(error, KeyError) and error.args else error
         click.echo(f"Error: {message if keep_lines else ' '.join(str(message).split())}", err=True)
@@ -271,7 +300,7 @@ def _summary(adata: AnnData, key: str, graph_key: str, path: Path, seconds: floa
         "written": ", ".join(record["written"]),
         "loss": f"{loss[0]:.4f} first, {loss[-1]:.4f} last, {len(loss)} epochs" if loss is not None else "",
         "time": f"{seconds:.1f} s",
-        "memory": _peak_memory(),
+        "memory": f"{peak_gb():.2f} GB at most",
         "file": str(path),
     }
     for label, value in lines.items():
@@ -288,15 +317,6 @@ def _graph_line(adata: AnnData, graph_key: str) -> str:
         f"{stats['mean_degree']:.2f} neighbours on average, {stats['n_isolated']} isolated and "
         f"{stats['n_coincident']} coincident spots, {stats['n_components']} components"
     )
-
-
-def _peak_memory() -> str:
-    try:
-        import resource
-    except ImportError:  # not on Windows
-        return ""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return f"{peak * (1 if sys.platform == 'darwin' else 1024) / 1e9:.2f} GB at most"
 
 
 def _mean_count(adata: AnnData) -> float:

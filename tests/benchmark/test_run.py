@@ -14,7 +14,7 @@ import pytest
 import stdenoise as st
 from stdenoise import _files, benchmark, metrics
 from stdenoise.benchmark import _pool, _store, _work
-from stdenoise.benchmark._run import estimate_gb, read_memory
+from stdenoise.benchmark._run import estimate_gb
 from stdenoise.methods.baselines import GeneMean
 
 NUMBERS = ["dataset", "method", "seed", "metric", "score", "value", "n_spots", "n_genes"]
@@ -146,7 +146,7 @@ def test_a_killed_run_goes_on(config, tmp_path, fits):
 def test_a_worker_ends_with_its_parent(config, tmp_path):
     benchmark.run(config, folder=tmp_path, n_jobs=0)
     # Would take a day.
-    slow = {"name": "dusted", "params": {"n_epochs": 10**7}}
+    slow = {"name": "dusted", "params": {"schedule": "paper", "n_epochs": 10**7}}
     from stdenoise.benchmark._config import read_config
     from stdenoise.benchmark._plan import job_of
 
@@ -353,19 +353,6 @@ def test_a_unit_that_never_fits(config, tmp_path, fits):
     with pytest.raises(ValueError, match=f"memory=0.7 GB is less than .*: 'large' {needed:.1f} GB"):
         benchmark.run(config, folder=tmp_path, n_jobs=0, memory="700 MB")
     assert fits == []
-
-
-@pytest.mark.parametrize(
-    ("text", "gb"), [("8 GB", 8), ("500MB", 0.5), ("1 GiB", 1.073741824), (2, 2), (0.5, 0.5), ("3", 3), ("0.1 tb", 100)]
-)
-def test_memory(text, gb):
-    assert read_memory(text) == pytest.approx(gb)
-
-
-@pytest.mark.parametrize("memory", ["much", "0 GB", -1, "8 GBit", True])
-def test_no_memory(memory):
-    with pytest.raises((ValueError, TypeError), match="memory"):
-        read_memory(memory)
 
 
 def test_bad_arguments(config, tmp_path):

@@ -6,9 +6,10 @@ import torch
 from scipy import sparse
 
 from stdenoise._context import Context
-from stdenoise._spots import make_spots
+from stdenoise._patches import Patches
+from stdenoise._spots import Spots, make_spots
 from stdenoise.methods.dca import DCA, DCAConfig
-from stdenoise.methods.dca.batches import Batches
+from stdenoise.methods.dca.batches import Batches, standardization
 from stdenoise.methods.dca.module import DCAModule
 from stdenoise.nn.counts import activate
 
@@ -44,8 +45,20 @@ def two_spots(y, mu, likelihood, dtype, theta=None, pi=None, ridge=0.0):
         module.dispersion = torch.nn.Parameter(theta.log()) if theta.ndim == 1 else head(theta.expm1().log())
     if pi is not None:
         module.dropout = head(torch.tensor(pi, dtype=dtype).logit())
-    batches = Batches(y.to_sparse_csr(), torch.ones(len(y), dtype=dtype), len(y))
-    return module.loss(batches.take(torch.arange(len(y))))
+    spots = Spots(
+        counts=y.to_sparse_csr(),
+        size_factors=torch.ones(len(y), dtype=dtype),
+        median_total=1.0,
+        nonempty=torch.ones(len(y), dtype=torch.bool),
+        genes=tuple(map(str, range(y.shape[1]))),
+    )
+    return module.loss(batch_of(spots))
+
+
+def batch_of(spots):
+    """All spots, none of them empty, as one batch."""
+    data = Patches(spots)
+    return Batches(data, *standardization(data, data.n_spots)).take(torch.arange(data.n_spots))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -79,7 +92,7 @@ INPUT = [
 def test_size_factors_and_standardised_input():
     spots = make_spots(COUNTS, ["a", "b", "c"], positions=None, context=Context(), device=torch.device("cpu"))
     close(spots.size_factors, SIZE_FACTORS)
-    batch = Batches(spots.counts, spots.size_factors, 4).take(torch.arange(4))
+    batch = batch_of(spots)
     close(batch.x, INPUT)
     target = torch.zeros(12, dtype=torch.float64)
     target[batch.block.position] = batch.block.count

@@ -8,9 +8,10 @@ from scipy import sparse
 
 from stdenoise.graph.csr import SpatialGraph, aggregate
 from stdenoise.methods.dusted.config import DUSTEDConfig
-from stdenoise.methods.dusted.module import DUSTEDModule, make_batch
+from stdenoise.methods.dusted.module import Batch, DUSTEDModule
 from stdenoise.nn.counts import activate, count_blocks, count_loss_
 from stdenoise.train.loop import train
+from stdenoise.train.run import Run
 
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4}
 DTYPES = list(TOLERANCE)
@@ -121,13 +122,17 @@ def four_spots(likelihood, dtype=torch.float64):
     with torch.no_grad():
         for number, parameter in enumerate(parameters_in_order(module)):
             parameter.copy_(fill(2 + number % 7, number, parameter.shape))
-    batch = make_batch(
-        torch.tensor(X4, dtype=dtype).to_sparse_csr(),
-        torch.tensor(Y4, dtype=dtype).to_sparse_csr(),
-        torch.tensor(S4, dtype=dtype),
-        SpatialGraph.from_scipy(PATH),
-        torch.ones(4, dtype=torch.bool),
-        per_entry=likelihood == "zinb",
+    x = torch.tensor(X4, dtype=dtype)
+    module.gene_mean.copy_(x.mean(0))
+    module.gene_max.copy_(x.max(0).values)
+    batch = Batch(
+        x=x.to_sparse_csr(),
+        x_transposed=x.t().to_sparse_csr(),
+        graph=SpatialGraph.from_scipy(PATH).with_self_loops(),
+        size_factors=torch.tensor(S4, dtype=dtype),
+        scored=slice(0, 4),
+        blocks=count_blocks(torch.tensor(Y4, dtype=dtype).to_sparse_csr()),
+        scale=1 / 16 if likelihood == "zinb" else 1 / 4,
     )
     return module, batch
 
@@ -135,7 +140,7 @@ def four_spots(likelihood, dtype=torch.float64):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_forward(dtype):
     module, batch = four_spots("zinb", dtype)
-    gate = module.gate(batch.gene_mean, batch.gene_max)
+    gate = module.gate(module.gene_mean, module.gene_max)
     close(gate, [0.402514, 0.643365, 0.348645, 0.602286], dtype)
     close((batch.x.to_dense() * (1 + 1.5 * gate))[0], [0, 1.965048, 3.045935, 0.951715], dtype)
     latent, hidden, attention = module.encode(batch)
@@ -172,7 +177,7 @@ def test_five_adam_steps(likelihood, dtype):
         clip=5.0,
         n_epochs=5,
         restore_best=False,
-        progress=False,
+        run=Run(),
         description="test",
     )
     close(torch.tensor(history["loss"]), LOSSES[likelihood], dtype)

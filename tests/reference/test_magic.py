@@ -98,7 +98,8 @@ def as_spots(values):
     matrix = sparse.csr_matrix(values.numpy())
     counts = sparse.csr_matrix((np.ones_like(matrix.data), matrix.indices, matrix.indptr), matrix.shape)
     spots = make_spots(counts, list("abcd"), positions=None, context=Context(), device=torch.device("cpu"))
-    return replace(spots, lognorm=to_csr_tensor(matrix, dtype=torch.float32))
+    vars(spots)["lognorm"] = to_csr_tensor(matrix, dtype=torch.float32)
+    return spots
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,10 @@ from scipy import sparse
 
 from stdenoise.graph.csr import SpatialGraph
 from stdenoise.methods.stagate import STAGATEConfig
-from stdenoise.methods.stagate.module import STAGATEModule, make_batch
+from stdenoise.methods.stagate.module import Batch, STAGATEModule
 from stdenoise.nn.attention import GraphAttention
 from stdenoise.train.loop import train
+from stdenoise.train.run import Run
 
 # The numbers have six digits after the point.
 TOLERANCE = {torch.float64: 6e-7, torch.float32: 2e-6}
@@ -94,7 +95,16 @@ DOUBLE_UPDATE = [1.433085, 1.399921, 1.358431, 1.308994, 1.252390]
 def four_spots(dtype=torch.float64):
     module = STAGATEModule(4, STAGATEConfig(n_hidden=3, n_latent=2), generator=torch.Generator()).to(dtype)
     module.load_state_dict(WEIGHTS)
-    batch = make_batch(X.to(dtype).to_sparse_csr(), SpatialGraph.from_scipy(PATH), torch.ones(4, dtype=torch.bool))
+    x = X.to(dtype)
+    batch = Batch(
+        x=x.to_sparse_csr(),
+        x_transposed=x.t().to_sparse_csr(),
+        square=X.square().sum(),
+        graph=SpatialGraph.from_scipy(PATH).with_self_loops(),
+        n_core=4,
+        scored=slice(0, 4),
+        scale=1 / 16,
+    )
     return module, batch
 
 
@@ -136,7 +146,7 @@ def test_five_adam_steps(dtype):
         clip=5.0,
         n_epochs=5,
         restore_best=False,
-        progress=False,
+        run=Run(),
         description="test",
     )
     close(torch.tensor(history["loss"]), TRUE_TIE, dtype)

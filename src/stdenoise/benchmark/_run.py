@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stdenoise._device import resolve_device
+from stdenoise._memory import read_memory
 from stdenoise._settings import settings
 from stdenoise._validate import check_number
 from stdenoise.benchmark._config import read_config
@@ -170,28 +170,6 @@ def _pass_on_failures(units: list[Unit], folder: Path) -> None:
         if unit.dataset.hash in failed and not (folder / DATASETS / unit.dataset.file).exists():
             reason = read_json(failed[unit.dataset.hash]) or {}
             fail(job_of(unit, "auto"), folder, f"no data set: {reason.get('error')}")
-
-
-def read_memory(memory: str | float) -> float:
-    """Read an amount of memory in GB.
-
-    Raises
-    ------
-    ValueError, TypeError
-        It is not a number above 0, with or without a unit.
-    """
-    value: Any = memory
-    if isinstance(memory, str):
-        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]i?B)?\s*", memory, flags=re.IGNORECASE)
-        if match is None:
-            raise ValueError(
-                f"memory={memory!r} is not valid; give a number of GB, or a text such as '8 GB' or '500 MB'."
-            )
-        unit = (match[2] or "GB").upper()
-        base = 1024 if "I" in unit else 1000
-        value = float(match[1]) * base ** (" KMGT".index(unit[0])) / 1e9
-    check_number("memory", value, above=0)
-    return float(value)
 
 
 def estimate_gb(n_spots: int, n_genes: int) -> float:

@@ -51,6 +51,16 @@ def transpose_csr(matrix: Tensor) -> Tensor:
     return matrix.transpose(0, 1).to_sparse_csr()
 
 
+def with_values(matrix: Tensor, values: Tensor) -> Tensor:
+    """CSR tensor of the same pattern with other values."""
+    return torch.sparse_csr_tensor(matrix.crow_indices(), matrix.col_indices(), values, size=matrix.shape)
+
+
+def row_sum(matrix: Tensor) -> Tensor:
+    """Sum of each row of a CSR tensor, shape `(n_rows,)`."""
+    return (matrix @ matrix.values().new_ones(matrix.shape[1], 1)).squeeze(1)
+
+
 def dense_if_full(matrix: Tensor, transposed: Tensor) -> tuple[Tensor, Tensor]:
     """Return a CSR tensor and its transpose, both dense where more than a quarter of the entries is stored.
 
@@ -96,12 +106,13 @@ class SpatialGraph:
         pattern.sum_duplicates()
         pattern = pattern.tocoo()
         keep = (pattern.data != 0) & (pattern.row != pattern.col)
-        return cls._from_edges(pattern.row[keep], pattern.col[keep], adjacency.shape[0], device)
+        return cls.from_edges(pattern.row[keep], pattern.col[keep], adjacency.shape[0], device)
 
     @classmethod
-    def _from_edges(
+    def from_edges(
         cls, row: np.ndarray, col: np.ndarray, n_spots: int, device: torch.device | str = "cpu"
     ) -> SpatialGraph:
+        """Make a graph of edges in any order: receiver and source of each."""
         order = np.lexsort((col, row))
         crow = np.zeros(n_spots + 1, dtype=np.int64)
         np.cumsum(np.bincount(row, minlength=n_spots), out=crow[1:])
@@ -139,7 +150,14 @@ class SpatialGraph:
         """Return the same graph with one loop on every spot."""
         loops = np.arange(self.n_spots)
         row, col = (torch.cat([x.cpu().long(), torch.from_numpy(loops)]).numpy() for x in (self.row, self.col))
-        return self._from_edges(row, col, self.n_spots, self.col.device)
+        return self.from_edges(row, col, self.n_spots, self.col.device)
+
+    def permuted(self, order: np.ndarray) -> SpatialGraph:
+        """Return the same graph with its spots in another order; spot `i` of it is spot `order[i]` of this one."""
+        place = np.empty_like(order)
+        place[order] = np.arange(len(order))
+        row, col = (place[x.cpu().numpy()] for x in (self.row, self.col))
+        return self.from_edges(row, col, self.n_spots, self.col.device)
 
     def to(self, device: torch.device | str) -> SpatialGraph:
         """Return the graph on another device."""

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from stdenoise._validate import check_choice, near_match
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from stdenoise._spots import Denoised, Spots
+    from stdenoise.train.run import Run
 
 Config = TypeVar("Config")
 
@@ -52,8 +54,33 @@ class MethodInfo:
     optional: tuple[str, ...] = ()
 
 
-class Denoiser(ABC):
-    """A configured method. Subclasses set `info` and `config_type` and implement `fit`; they never see an AnnData.
+@dataclass(frozen=True)
+class Model:
+    """A trained network.
+
+    Parameters
+    ----------
+    state
+        Weights, and what else prediction needs, by name.
+    genes
+        Names of the genes, in the order of the columns.
+    median_total
+        Median count of the training spots over all genes: the depth that a size factor of 1 stands for.
+    history
+        Named values per epoch.
+    """
+
+    state: Mapping[str, Tensor]
+    genes: tuple[str, ...]
+    median_total: float
+    history: Mapping[str, Sequence[float]]
+
+
+class Denoiser:
+    """A configured method. It never sees an AnnData.
+
+    Subclasses set `info` and `config_type`, and implement `fit`; or, for a network, `train` and `predict`, which add checkpoints,
+    models that can be saved, results that are streamed and, with patches, memory and devices to choose.
 
     Parameters
     ----------
@@ -64,11 +91,17 @@ class Denoiser(ABC):
     info: ClassVar[MethodInfo]
     config_type: ClassVar[type]
     config: Any
+    has_network: ClassVar[bool] = False
+    """Whether the method trains a network, which can be saved and applied to other spots."""
+    precisions: ClassVar[tuple[str, ...]] = ("32-true",)
+    """Precisions that its training knows."""
+
+    def __init_subclass__(cls) -> None:
+        cls.has_network = cls.train is not Denoiser.train
 
     def __init__(self, **params: Any) -> None:
         self.config = make_config(self.config_type, params, method=self.info.name)
 
-    @abstractmethod
     def fit(self, spots: Spots, *, seed: int, progress: bool) -> Denoised:
         """Denoise the spots.
 
@@ -81,6 +114,24 @@ class Denoiser(ABC):
         progress
             Show a progress bar on standard error.
         """
+        from stdenoise._spots import collect
+        from stdenoise.train.run import Run
+
+        run = Run(seed=seed, progress=progress)
+        model = self.train(spots, run)
+        return collect(self.predict(model, spots, run), len(spots.size_factors), model.history, spots.counts.device)
+
+    def train(self, spots: Spots, run: Run) -> Model:
+        """Train a network on the spots."""
+        raise NotImplementedError(f"{self.info.name} has no network to train.")
+
+    def working_memory(self, n_genes: int, counts_per_spot: float) -> tuple[float, float]:
+        """Estimate the memory of a network and its training, and that of each spot that is worked on, both in GB."""
+        raise NotImplementedError(f"{self.info.name} has no network to train.")
+
+    def predict(self, model: Model, spots: Spots, run: Run) -> Iterator[tuple[Tensor, Denoised]]:
+        """Yield the results of a trained network in blocks, each with the positions of its spots."""
+        raise NotImplementedError(f"{self.info.name} has no network to train.")
 
     @property
     def label(self) -> str:

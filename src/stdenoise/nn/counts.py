@@ -151,11 +151,18 @@ def _poisson_loss_(log_mean: Tensor, block: CountBlock, size_factors: Tensor) ->
 
 class _HeadsLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, blocks: Sequence[CountBlock], size_factors: Tensor, scale: float, *heads: Tensor) -> Tensor:
+    def forward(
+        ctx: Any,
+        blocks: Sequence[CountBlock],
+        size_factors: Tensor,
+        scale: float,
+        dtype: torch.dtype,
+        *heads: Tensor,
+    ) -> Tensor:
         n_heads = len(heads) // 2
-        inputs, weights = heads[:n_heads], heads[n_heads:]
+        inputs, weights = ([x.to(dtype) for x in part] for part in (heads[:n_heads], heads[n_heads:]))
         d_inputs = [torch.empty_like(x) for x in inputs]
-        d_weights = [torch.zeros_like(w) for w in weights]
+        d_weights = [torch.zeros_like(w) for w in heads[n_heads:]]
         n_genes = weights[0].shape[1]
         height = max(block.stop - block.start for block in blocks)
         buffers = [x.new_empty(height, n_genes) for x in inputs]
@@ -166,18 +173,24 @@ class _HeadsLoss(torch.autograd.Function):
                 torch.mm(x[rows], w, out=buffer[: block.stop - block.start])
                 for x, w, buffer in zip(inputs, weights, buffers, strict=True)
             ]
-            loss += count_loss_(logits, block, size_factors[rows])
-            for x, w, d_x, d_w, d_logit in zip(inputs, weights, d_inputs, d_weights, logits, strict=True):
+            # Outside the products, always in the precision of the weights.
+            slopes = [x.to(heads[0].dtype) for x in logits]
+            loss += count_loss_(slopes, block, size_factors[rows])
+            for x, w, d_x, d_w, slope in zip(inputs, weights, d_inputs, d_weights, slopes, strict=True):
+                d_logit = slope.to(dtype)
                 torch.mm(d_logit, w.t(), out=d_x[rows])
-                d_w.addmm_(x[rows].t(), d_logit)
+                if dtype == d_w.dtype:
+                    d_w.addmm_(x[rows].t(), d_logit)
+                else:
+                    d_w += x[rows].t() @ d_logit
         ctx.scale = scale
-        ctx.save_for_backward(*d_inputs, *d_weights)
-        return (loss * scale).to(inputs[0].dtype)
+        ctx.save_for_backward(*(d_x.to(heads[0].dtype) for d_x in d_inputs), *d_weights)
+        return (loss * scale).to(heads[0].dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         factor = grads[0] * ctx.scale
-        return None, None, None, *(g * factor for g in ctx.saved_tensors)
+        return None, None, None, None, *(g * factor for g in ctx.saved_tensors)
 
 
 def heads_loss(
@@ -187,6 +200,7 @@ def heads_loss(
     size_factors: Tensor,
     *,
     scale: float = 1.0,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Negative log-likelihood of counts under linear heads, with its gradient computed on the way.
 
@@ -202,9 +216,12 @@ def heads_loss(
         Shape `(n_spots,)`.
     scale
         Factor on the sum over all entries (for instance `1 / n_spots`).
+    dtype
+        Precision of the products with the weights, such as `torch.bfloat16`; that of the weights if not given.
 
     Returns
     -------
     A scalar, differentiable once in `inputs` and `weights`.
     """
-    return _HeadsLoss.apply(blocks, size_factors, scale, *inputs, *weights)  # type: ignore[no-any-return, no-untyped-call]
+    dtype = dtype or weights[0].dtype
+    return _HeadsLoss.apply(blocks, size_factors, scale, dtype, *inputs, *weights)  # type: ignore[no-any-return, no-untyped-call]

@@ -66,7 +66,7 @@ def compare(
     """
     import matplotlib.pyplot as plt
 
-    from stdenoise._spots import read_denoised
+    from stdenoise._results import read_denoised
 
     result = read_denoised(adata, key)
     record = result.uns[key]

@@ -45,7 +45,7 @@ def history(adata: AnnData, key: str = "dusted", *, quantity: str = "loss", ax: 
     import matplotlib.pyplot as plt
     import numpy as np
 
-    from stdenoise._spots import stored_provenance
+    from stdenoise._results import stored_provenance
 
     record = stored_provenance(adata, key)
     values = np.asarray(lookup(record["history"], quantity, where=f"adata.uns[{key!r}]['history']"))

@@ -137,3 +137,18 @@ def count_deviance(
         negative_binomial += float((fit - (y + theta) * ((y - m) / (m + theta)).log1p()).sum())
     entries = n_spots * n_genes
     return Deviance(2 * poisson / entries, 2 * negative_binomial / entries, floored / entries)
+
+
+def poisson_deviance(expected: Tensor, observed: Tensor) -> Tensor:
+    """Sum of the Poisson deviances of counts, in double precision.
+
+    Parameters
+    ----------
+    expected
+        Expected counts, above zero, shape `(n_spots, n_genes)`.
+    observed
+        Counts, a CSR tensor of the same shape without stored zeros.
+    """
+    row = torch.repeat_interleave(observed.crow_indices().diff())
+    m, y = expected[row, observed.col_indices().long()].double(), observed.values().double()
+    return 2 * (expected.sum(dtype=torch.float64) + (y * (y / m).log() - y).sum())

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stdenoise import _keys
 from stdenoise._random import check_seed
 from stdenoise._settings import settings
-from stdenoise._validate import check_anndata, check_unique_genes, output_of
+from stdenoise._validate import check_anndata, check_choice, check_unique_genes
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
+    from stdenoise._source import Source
     from stdenoise.methods import Denoiser
+    from stdenoise.methods._base import Model
+
+_ARRAYS = ("mean", "dispersion", "dropout", "latent")
 
 
 def denoise(
-    adata: AnnData,
+    adata: AnnData | Source,
     method: str | Denoiser = "dusted",
     *,
     layer: str | None = None,
@@ -33,6 +38,18 @@ def denoise(
     seed: int = 0,
     progress: bool | None = None,
     copy: bool = False,
+    memory: str | float | None = None,
+    devices: int = 1,
+    strategy: str = "auto",
+    precision: str = "32-true",
+    checkpoint: str | Path | None = None,
+    checkpoint_minutes: float = 10.0,
+    resume: bool = False,
+    save_model: str | Path | None = None,
+    model: str | Path | None = None,
+    out: str | Path | None = None,
+    arrays: Sequence[str] = _ARRAYS,
+    dtype: str = "float32",
     **params: Any,
 ) -> AnnData | None:
     """Denoise the counts of a tissue section.
@@ -42,6 +59,7 @@ def denoise(
     adata
         Annotated data: raw counts of shape `(n_spots, n_genes)`, dense or sparse, and for graph methods a spatial graph
         (see `stdenoise.pp.spatial_graph`; squidpy's graphs are read too). `X`, `raw` and existing layers are not changed.
+        With `out`, it may be backed or opened lazily.
     method
         Name of a method, see `stdenoise.methods.table`, or a configured one such as
         `stdenoise.methods.DUSTED(n_epochs=200)`.
@@ -70,6 +88,34 @@ def denoise(
         Show a progress bar on standard error; by default only on a terminal.
     copy
         Return a changed copy instead of changing `adata`.
+    memory
+        Memory that a network may use, in GB or as text such as `"6 GB"`; on a GPU, of its own memory. Within it, all spots are worked on
+        at a time, or patches of tissue; the result is the same. 60 % of what is free if not given.
+    devices
+        GPUs, or processes on the CPU, that train a network together; the result is the same but for rounding. A script that asks
+        for several needs `if __name__ == "__main__":`. Under `torchrun` and `srun` the processes there are work together in any case.
+    strategy
+        How they are started, as in Lightning Fabric.
+    precision
+        `"32-true"`, or `"bf16-mixed"`: the widest products of DUSTED in bfloat16, for GPUs.
+    checkpoint
+        File in which the training of a network is saved on its way.
+    checkpoint_minutes
+        Time between two savings. An interruption saves too.
+    resume
+        Go on from `checkpoint`, where that file is there.
+    save_model
+        File for the trained network.
+    model
+        File of a trained network, to be applied instead of a training; `method` and its parameters come from there. Genes are found by
+        name; means are expected at the depth of each spot, in units of the section that the network was trained on.
+    out
+        Write the section with the results to this `.zarr` or `.h5ad`, and leave `adata` as it is. A `.zarr` is written from disk to
+        disk where memory asks for it.
+    arrays
+        Arrays to keep beside the mean: of `"dispersion"`, `"dropout"` and `"latent"`.
+    dtype
+        `"float32"` or `"float16"`, of the arrays that have the size of the data.
     **params
         Parameters of the method, for DUSTED the fields of `stdenoise.methods.DUSTEDConfig` and `preset`.
 
@@ -96,7 +142,12 @@ def denoise(
     ValueError, KeyError, TypeError
         The input or a parameter is not valid. Nothing is written then.
     FloatingPointError
-        Training diverged. Nothing is written then.
+        Training diverged, twice: the first time it goes on from the last good weights at half the learning rate. Nothing is
+        written then.
+    MemoryError
+        A network does not fit into the memory; the message has the estimates.
+    KeyboardInterrupt
+        Stopped. With `checkpoint`, what was done is saved.
 
     Examples
     --------
@@ -107,53 +158,107 @@ def denoise(
     >>> adata.layers["dusted_mean"].shape
     (100, 20)
     """
+    from stdenoise._source import Source
     from stdenoise.methods._registry import check_features_key, make_method
 
-    denoiser = make_method(method, params)
+    files = {"checkpoint": checkpoint, "save_model": save_model, "model": model, "out": out}
+    paths = {name: None if value is None else Path(value) for name, value in files.items()}
     check_seed(seed)
-    check_anndata(adata)
-    check_unique_genes(adata)
+    _check_output(paths["out"], copy=copy, arrays=arrays, dtype=dtype)
+    trained = None
+    if paths["model"] is None:
+        denoiser = make_method(method, params)
+    else:
+        denoiser, trained = _read_model(paths["model"], method, genes, params)
+    section = adata.light if isinstance(adata, Source) else adata
+    check_anndata(section, in_memory=out is None)
+    check_unique_genes(section)
     show_progress = settings.show_progress(progress)
     key = denoiser.info.name if key_added is None else key_added
     if not isinstance(key, str) or not key:
         raise TypeError(f"key_added must be a name or None, not {key_added!r}.")
-
-    from stdenoise import _spots
-    from stdenoise._device import resolve_device
-
     check_features_key(features_key, [denoiser])
-    positions = _spots.select_genes(adata, genes)
-    _spots.check_key_is_free(adata, key)
-    target = resolve_device(device)
-    spots = _spots.read_spots(
-        adata,
+
+    from stdenoise._device import resolve_device
+    from stdenoise._memory import read_memory
+    from stdenoise.tl import _fit
+    from stdenoise.tl._network import Circumstances
+
+    how = Circumstances(
+        memory=None if memory is None else read_memory(memory),
+        devices=devices,
+        strategy=strategy,
+        precision=precision,
+        checkpoint=paths["checkpoint"],
+        checkpoint_minutes=checkpoint_minutes,
+        resume=resume,
+        save_model=paths["save_model"],
+    )
+    how.check_applies_to(denoiser, is_trained=trained is not None)
+    request = _fit.Request(
+        denoiser=denoiser,
+        trained=trained,
+        model_path=paths["model"],
+        how=how,
         layer=layer,
-        positions=positions,
+        genes=genes,
         graph_key=graph_key if "graph" in denoiser.info.needs else None,
         library_key=library_key,
         spatial_key=spatial_key if "coordinates" in denoiser.info.needs else None,
+        patch_key=spatial_key,
         features_key=features_key,
-        allow_fractions=not check_counts,
-        device=target,
-    )
-    result = denoiser.fit(spots, seed=seed, progress=show_progress)
-    out = output_of(adata, copy=copy)
-    _spots.write_denoised(
-        out,
-        result,
         key=key,
-        positions=positions,
-        provenance={
-            "method": denoiser.info.name,
-            # A list survives the disk, a tuple does not.
-            "params": {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(denoiser.config).items()},
-            "layer": layer or "X",
-            "graph_key": graph_key,
-            "library_key": library_key or "",
-            "spatial_key": spatial_key,
-            "features_key": features_key or "",
-            "seed": seed,
-            "device": str(target),
-        },
+        allow_fractions=not check_counts,
+        device=resolve_device(device),
+        seed=seed,
+        progress=show_progress,
+        arrays=tuple(arrays),
+        dtype=dtype,
     )
-    return out if copy else None
+    provenance = {
+        "method": denoiser.info.name,
+        # A list survives the disk, a tuple does not.
+        "params": {
+            k: list(v) if isinstance(v, tuple) else v for k, v in asdict(denoiser.config).items() if v is not None
+        },
+        "layer": layer or "X",
+        "graph_key": graph_key,
+        "library_key": library_key or "",
+        "spatial_key": spatial_key,
+        "features_key": features_key or "",
+        "seed": seed,
+        "device": str(request.device),
+    }
+    return _fit.run(adata, request, provenance, out=paths["out"], copy=copy)
+
+
+def _check_output(out: Path | None, *, copy: bool, arrays: Sequence[str], dtype: str) -> None:
+    from stdenoise._files import check_writable
+
+    check_choice("dtype", dtype, ["float32", "float16"])
+    if isinstance(arrays, str):
+        raise TypeError(f"arrays must be a list of names, not {arrays!r}.")
+    for name in arrays:
+        check_choice("arrays", name, _ARRAYS)
+    if out is not None:
+        check_writable(out)
+        if copy:
+            raise ValueError(f"out={str(out)!r} and copy=True exclude each other; give one.")
+
+
+def _read_model(
+    path: Path, method: str | Denoiser, genes: str | Sequence[str] | None, params: Mapping[str, Any]
+) -> tuple[Denoiser, Model]:
+    """Read a model, and refuse arguments that it has its own values for."""
+    from stdenoise.methods._models import read_model
+
+    denoiser, model = read_model(path)
+    name = method if isinstance(method, str) else method.info.name
+    if name not in (denoiser.info.name, "dusted") or not isinstance(method, str):
+        raise ValueError(
+            f"method={method!r}, but model={str(path)!r} is a network of {denoiser.info.name!r}; leave method out."
+        )
+    given = [*params, *(["genes"] if genes is not None else [])]
+    if given:
+        raise TypeError(f"{given} do not apply with model={str(path)!r}, which has its own.")
+    return denoiser, model

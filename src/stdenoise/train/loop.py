@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from copy import deepcopy
+from dataclasses import asdict, dataclass, field
 from statistics import fmean
 from typing import Any, Literal
 
@@ -11,11 +15,44 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from stdenoise.train.checkpoint import Checkpoint
 from stdenoise.train.rmsprop import RMSprop
+from stdenoise.train.run import Run
+
+logger = logging.getLogger("stdenoise")
 
 # A smaller improvement does not keep the learning rate up, and where it falls, it falls by this factor (as in Keras).
 _PLATEAU_MARGIN = 1e-4
 _PLATEAU_FACTOR = 0.1
+# What a constant learning rate still gains below this share, a falling one gains at once.
+_ANNEAL_MARGIN = 1e-3
+# A loss that is not finite costs at most this part of the epochs; each time, the weights and the optimiser's moments are copied.
+_SNAPSHOTS = 20
+
+
+@dataclass(frozen=True)
+class Anneal:
+    """A learning rate that rises, stays while the validation loss falls, and then goes to zero.
+
+    Parameters
+    ----------
+    n_steps
+        Steps of an epoch.
+    warmup
+        Steps over which it rises.
+    patience
+        Epochs without an improvement of the validation loss by a thousandth that end the middle part.
+    share
+        Epochs of the last part, as a share of those before.
+    begin
+        Called when the last part begins, with the weights of the lowest validation loss in the module.
+    """
+
+    n_steps: int
+    warmup: int
+    patience: int
+    share: float
+    begin: Callable[[], None]
 
 
 def train(
@@ -26,15 +63,17 @@ def train(
     clip: float,
     n_epochs: int,
     restore_best: bool,
-    progress: bool,
     description: str,
+    run: Run,
     weight_decay: float = 0.0,
     optimizer: Literal["adam", "rmsprop"] = "adam",
     clip_by: Literal["norm", "value"] = "norm",
-    batches: Callable[[], Iterable[Any]] | None = None,
+    batches: Callable[[int], Iterable[Sequence[Any]]] | None = None,
+    generator: torch.Generator | None = None,
     validation_loss: Callable[[], Tensor] | None = None,
     reduce_lr: int | None = None,
     early_stop: int | None = None,
+    anneal: Anneal | None = None,
 ) -> dict[str, list[float]]:
     """Minimise a loss with gradient clipping, one step per epoch or one per batch.
 
@@ -53,22 +92,27 @@ def train(
     restore_best
         Leave the module with the weights that had the lowest loss, instead of the last ones: the validation loss at the end
         of an epoch or, without one, the loss of a step.
-    progress
-        Show a progress bar on standard error.
     description
-        Its label.
+        Label of the progress bar, and name in messages.
+    run
+        Devices, checkpoints, progress bar.
     optimizer
         `"adam"`, or `"rmsprop"` as in Keras.
     clip_by
         What the bound holds for: the global norm (`"norm"`) or each entry (`"value"`).
     batches
-        Called at the start of each epoch; yields what `loss_of` is given, for one step each.
+        Called at the start of each epoch with the number of steps to leave out; yields, for each step, what `loss_of` is given: the
+        batches whose losses add up, this process's part of them.
+    generator
+        From which `batches` draws; nothing else may.
     validation_loss
-        Called at the end of each epoch, with the module in evaluation mode and without gradients.
+        Called at the end of each epoch, with the module in evaluation mode and without gradients; this process's part of a sum.
     reduce_lr
         Divide the learning rate by ten each time this many epochs have passed without improving by 1e-4.
     early_stop
         Stop after this many epochs without improvement. Both look at the validation loss or, without one, at the mean loss of the epoch.
+    anneal
+        Instead of a constant learning rate. The weights are then the last ones, as the last part has no validation loss.
 
     Returns
     -------
@@ -78,81 +122,256 @@ def train(
     Raises
     ------
     FloatingPointError
-        The loss is not finite.
+        The loss is not finite, and was not once before: then the training went back to the last good weights, with half the learning rate.
+    KeyboardInterrupt
+        The process was told to stop. With a checkpoint, the step at hand is finished and saved.
     """
-    parameters = list(module.parameters())
-    stepper = _OPTIMIZERS[optimizer](parameters, lr, weight_decay)
-    plateau, patience = _Patience(reduce_lr, _PLATEAU_MARGIN), _Patience(early_stop)
-    history: dict[str, list[float]] = {}
-    # Buffers too: running averages belong to the weights they were taken with.
-    state = [*parameters, *module.buffers()]
-    best = [x.detach().clone() for x in state] if restore_best else None
-    best_loss = math.inf
+    if batches is None:
+        batches, loss_of_batch = (lambda skip: [[None]][skip:]), (lambda _: loss_of())
+    else:
+        loss_of_batch = loss_of
+    training = _Training(module, _OPTIMIZERS[optimizer](list(module.parameters()), lr, weight_decay), generator, run)
+    state = training.state
+    keep_best = restore_best or anneal is not None
+    patience = anneal.patience if anneal else early_stop
+    training.resume()
+    if anneal is not None and state.annealing is not None:
+        anneal.begin()
 
-    with tqdm(total=n_epochs, desc=description, unit="epoch", disable=not progress) as bar:
-        for epoch in range(n_epochs):
-            advice = f"at epoch {epoch + 1}; try a learning rate below {lr:g}."
-            losses, norms = [], []
-            for batch in [()] if batches is None else ((batch,) for batch in batches()):
+    # With annealing, the middle part ends here at the latest.
+    limit = n_epochs if anneal is None else n_epochs - max(1, round(n_epochs * anneal.share / (1 + anneal.share)))
+
+    def last_epoch() -> int:
+        if anneal is None or state.annealing is None:
+            return n_epochs
+        return min(n_epochs, state.annealing + max(1, round(anneal.share * state.annealing)))
+
+    def rate() -> float:
+        """Share of the learning rate at this step."""
+        if anneal is None:
+            return 1.0
+        if state.annealing is None:
+            return min(1.0, (state.epoch * anneal.n_steps + state.step + 1) / anneal.warmup)
+        done = state.epoch - state.annealing + (state.step + 0.5) / anneal.n_steps
+        return max(0.0, 1.0 - done / (last_epoch() - state.annealing))
+
+    with training.saving(), tqdm(total=n_epochs, desc=description, unit="epoch", disable=not run.progress) as bar:
+        while state.epoch < last_epoch() and not state.is_over:
+            if anneal is not None and state.annealing is None and state.epoch >= limit:
+                training.restore_best()
+                state.annealing = state.epoch
+                anneal.begin()
+            bar.n, bar.total = state.epoch, last_epoch()
+            # Not back to before the last part: it has begun.
+            training.begin_epoch(
+                remember=state.epoch % max(1, n_epochs // _SNAPSHOTS) == 0 or state.epoch == state.annealing
+            )
+            for parts in batches(state.step):
+                stepper = training.stepper
                 stepper.zero_grad()
-                loss = loss_of(*batch)
-                value = _finite(loss, description, advice)
-                if best is not None and validation_loss is None and value < best_loss:
+                for group in stepper.param_groups:
+                    group["lr"] = lr * state.lr_factor * rate()
+                value = training.backward(loss_of_batch, parts)
+                if not math.isfinite(value):
+                    training.step_back(f"{description}: the loss is {value} at epoch {state.epoch + 1}", lr)
+                    break
+                if keep_best and validation_loss is None and value < state.best_loss:
                     # Before the step: these are the weights that gave this loss.
-                    best_loss = value
-                    _copy(state, best)
-                loss.backward()
+                    training.keep(value)
                 if clip_by == "norm":
-                    norms.append(nn.utils.clip_grad_norm_(parameters, clip).item())
+                    state.norms.append(nn.utils.clip_grad_norm_(training.parameters, clip).item())
                 else:
-                    nn.utils.clip_grad_value_(parameters, clip)
-                losses.append(value)
+                    nn.utils.clip_grad_value_(training.parameters, clip)
+                state.losses.append(value)
                 stepper.step()
-            value = fmean(losses)
-            record = {"loss": value}
-            if norms:
-                record["gradient_norm"] = fmean(norms)
-            if validation_loss is not None:
-                module.eval()
-                with torch.no_grad():
-                    record["validation_loss"] = value = _finite(validation_loss(), description, advice)
-                module.train()
-                if best is not None and value < best_loss:
-                    best_loss = value
-                    _copy(state, best)
-            if reduce_lr is not None:
-                record["lr"] = stepper.param_groups[0]["lr"]
-            for name, number in record.items():
-                history.setdefault(name, []).append(number)
-            bar.set_postfix(loss=f"{value:.4f}", refresh=False)
-            bar.update()
-            if plateau.is_over(value):
-                stepper.param_groups[0]["lr"] *= _PLATEAU_FACTOR
-            if patience.is_over(value):
-                break
-    if best is not None:
-        _copy(best, state)
-    return history
+                state.step += 1
+                training.save_if_due()
+            else:
+                value = fmean(state.losses)
+                record = {"loss": value}
+                if state.norms:
+                    record["gradient_norm"] = fmean(state.norms)
+                if validation_loss is not None and state.annealing is None:
+                    record["validation_loss"] = value = training.validate(validation_loss)
+                    if not math.isfinite(value):
+                        training.step_back(f"{description}: the loss is {value} at epoch {state.epoch + 1}", lr)
+                        continue
+                    if keep_best and value < state.best_loss:
+                        training.keep(value)
+                if reduce_lr is not None:
+                    record["lr"] = lr * state.lr_factor
+                for name, number in record.items():
+                    state.history.setdefault(name, []).append(number)
+                training.end_epoch()
+                bar.set_postfix(loss=f"{value:.4f}", refresh=False)
+                bar.update()
+                if _is_over(state.plateau, value, reduce_lr, _PLATEAU_MARGIN):
+                    state.lr_factor *= _PLATEAU_FACTOR
+                margin = _ANNEAL_MARGIN * value if anneal is not None else 0.0
+                is_over = _is_over(state.patience, value, patience, margin)
+                state.is_over = is_over and anneal is None
+                if is_over and state.annealing is None:
+                    limit = state.epoch
+        if run.checkpoint is not None:
+            # Whatever happens to the results, this need not be done again.
+            training.save(run.checkpoint)
+    if restore_best and anneal is None:
+        training.restore_best()
+    return state.history
 
 
-class _Patience:
-    """Counts epochs that do not lower the loss by more than a margin; without a number of epochs it is never over."""
+@dataclass
+class _State:
+    """Where a training is; with weights, optimiser and generator, all that is needed to go on."""
 
-    def __init__(self, n_epochs: int | None, margin: float = 0.0) -> None:
-        self.n_epochs = math.inf if n_epochs is None else n_epochs
-        self.margin = margin
-        self.lowest = math.inf
-        self.waited = 0
+    epoch: int = 0
+    step: int = 0
+    """Steps of this epoch that are done."""
+    losses: list[float] = field(default_factory=list)
+    norms: list[float] = field(default_factory=list)
+    history: dict[str, list[float]] = field(default_factory=dict)
+    best_loss: float = math.inf
+    lr_factor: float = 1.0
+    plateau: list[float] = field(default_factory=lambda: [math.inf, 0])
+    patience: list[float] = field(default_factory=lambda: [math.inf, 0])
+    annealing: int | None = None
+    """Epoch in which the last part began."""
+    stepped_back: bool = False
+    is_over: bool = False
+    """Whether it stopped early."""
 
-    def is_over(self, loss: float) -> bool:
-        if loss < self.lowest - self.margin:
-            self.lowest, self.waited = loss, 0
-            return False
-        self.waited += 1
-        if self.waited < self.n_epochs:
-            return False
-        self.waited = 0
-        return True
+
+class _Training:
+    """Weights, optimiser and state of a training, and how they are saved and restored."""
+
+    def __init__(
+        self, module: nn.Module, stepper: torch.optim.Optimizer, generator: torch.Generator | None, run: Run
+    ) -> None:
+        self.module, self.stepper, self.generator, self.run = module, stepper, generator, run
+        self.parameters = list(module.parameters())
+        # Buffers too: running averages belong to the weights they were taken with.
+        self.weights = [*self.parameters, *module.buffers()]
+        self.state = _State()
+        self.best: list[Tensor] | None = None
+        self._good: dict[str, Any] = {}
+        self._drawn_from: Tensor | None = None
+        """State of the generator at the start of the epoch."""
+
+    def begin_epoch(self, *, remember: bool) -> None:
+        if self.state.step == 0:
+            self._drawn_from = None if self.generator is None else self.generator.get_state()
+            if remember:
+                self._good = self._snapshot() | {"drawn_from": self._drawn_from}
+        elif self.generator is not None and self._drawn_from is not None:
+            self.generator.set_state(self._drawn_from)
+
+    def end_epoch(self) -> None:
+        state = self.state
+        state.epoch, state.step, state.losses, state.norms = state.epoch + 1, 0, [], []
+
+    def backward(self, loss_of: Callable[..., Tensor], parts: Sequence[Any]) -> float:
+        """Return the loss of a step, and leave its gradient in the parameters."""
+        total = torch.zeros((), dtype=torch.float64, device=self.parameters[0].device)
+        for part in parts:
+            loss = loss_of(part)
+            total += loss.detach()
+            loss.backward()
+        if self.run.share[1] > 1:
+            for parameter in self.parameters:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+            self.run.add_up([p.grad for p in self.parameters if p.grad is not None])
+            self.run.add_up([total])
+        return total.item()
+
+    @torch.no_grad()
+    def validate(self, validation_loss: Callable[[], Tensor]) -> float:
+        self.module.eval()
+        value = validation_loss().double()
+        self.module.train()
+        self.run.add_up([value])
+        return value.item()
+
+    def keep(self, loss: float) -> None:
+        """Take the present weights for the best."""
+        self.state.best_loss = loss
+        if self.best is None:
+            self.best = [x.detach().clone() for x in self.weights]
+        _copy(self.weights, self.best)
+
+    def restore_best(self) -> None:
+        if self.best is not None:
+            _copy(self.best, self.weights)
+
+    def step_back(self, what: str, lr: float) -> None:
+        """Go back to the start of the epoch with half the learning rate; raise where that was done before."""
+        rate = lr * self.state.lr_factor
+        if self.state.stepped_back:
+            raise FloatingPointError(f"{what}; try a learning rate below {rate:g}.")
+        self._restore(self._good)
+        if self.generator is not None:
+            self.generator.set_state(self._good["drawn_from"])
+        self.state.stepped_back = True
+        self.state.lr_factor /= 2
+        logger.warning("%s: going on from the weights before, at learning rate %g", what, rate / 2)
+
+    def saving(self) -> AbstractContextManager[None]:
+        checkpoint = self.run.checkpoint
+        return nullcontext() if checkpoint is None else checkpoint.delayed_signals()
+
+    def save_if_due(self) -> None:
+        """Save where it is time to, or where a process was told to stop, which stops all of them."""
+        checkpoint = self.run.checkpoint
+        if checkpoint is None:
+            return
+        due, stop = (torch.tensor(float(x), dtype=torch.float64) for x in (checkpoint.is_due, checkpoint.is_stopped))
+        self.run.add_up([due, stop])
+        if due or stop:
+            self.save(checkpoint)
+        if stop:
+            checkpoint.stop()
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        state = self._snapshot(copy=False)
+        state |= {"good": self._good, "best": self.best, "drawn_from": self._drawn_from}
+        checkpoint.save(state if self.run.is_first else None)
+
+    def resume(self) -> None:
+        """Go on from the checkpoint, if there is one."""
+        saved = None if self.run.checkpoint is None else self.run.checkpoint.load()
+        if saved is None:
+            return
+        self._restore(saved)
+        self._good, self.best, self._drawn_from = saved["good"], saved["best"], saved["drawn_from"]
+        logger.info("going on at epoch %d, step %d", self.state.epoch + 1, self.state.step + 1)
+
+    def _snapshot(self, *, copy: bool = True) -> dict[str, Any]:
+        """Return weights, optimiser and state; without a copy it is to be written before the next step."""
+        state = {
+            "weights": [x.detach() for x in self.weights],
+            "optimizer": self.stepper.state_dict(),
+            "state": asdict(self.state),
+        }
+        return deepcopy(state) if copy else state
+
+    def _restore(self, saved: dict[str, Any]) -> None:
+        _copy(saved["weights"], self.weights)
+        self.stepper.load_state_dict(saved["optimizer"])
+        for name, value in deepcopy(saved["state"]).items():
+            setattr(self.state, name, value)
+
+
+def _is_over(record: list[float], loss: float, patience: int | None, margin: float = 0.0) -> bool:
+    """Whether this many epochs, if any, did not lower the loss by more than a margin; the record is the lowest loss and the count."""
+    lowest, waited = record
+    if loss < lowest - margin:
+        record[:] = [loss, 0]
+        return False
+    record[1] = waited + 1
+    if patience is None or record[1] < patience:
+        return False
+    record[1] = 0
+    return True
 
 
 def _fused_adam(parameters: Sequence[nn.Parameter], lr: float, weight_decay: float) -> torch.optim.Optimizer:
@@ -163,13 +382,6 @@ _OPTIMIZERS: dict[str, Callable[[Sequence[nn.Parameter], float, float], torch.op
     "adam": _fused_adam,
     "rmsprop": RMSprop,
 }
-
-
-def _finite(loss: Tensor, description: str, advice: str) -> float:
-    value = loss.item()
-    if not math.isfinite(value):
-        raise FloatingPointError(f"{description}: the loss is {value} {advice}")
-    return value
 
 
 @torch.no_grad()

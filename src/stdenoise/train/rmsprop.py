@@ -31,14 +31,15 @@ class RMSprop(torch.optim.Adam):
 
     def __init__(self, parameters: Iterable[nn.Parameter], lr: float, weight_decay: float) -> None:
         super().__init__(parameters, lr=lr, betas=(0.0, RHO), eps=EPS, weight_decay=weight_decay, fused=True)
-        self.n_steps = 0
+        # Where a checkpoint keeps it.
+        self.param_groups[0]["n_steps"] = 0
 
     def step(self, closure: Any = None) -> Any:
         """Change the parameters by one step."""
-        self.n_steps += 1
-        # Adam divides by sqrt(v) / correction + eps.
-        correction = math.sqrt(1 - RHO**self.n_steps)
         (group,) = self.param_groups
+        group["n_steps"] += 1
+        # Adam divides by sqrt(v) / correction + eps.
+        correction = math.sqrt(1 - RHO ** group["n_steps"])
         lr = group["lr"]
         group.update(lr=lr / correction, eps=EPS / correction)
         result = super().step(closure)

@@ -5,8 +5,10 @@ from hypothesis import strategies as some
 from scipy import sparse
 from sklearn.preprocessing import StandardScaler
 
+from stdenoise._patches import Patches
+from stdenoise._spots import Spots
 from stdenoise.graph.csr import to_csr_tensor
-from stdenoise.methods.dca.batches import Batches
+from stdenoise.methods.dca.batches import Batches, standardization
 
 
 def tissue(seed, n_spots, n_genes, n_empty):
@@ -21,8 +23,16 @@ def tissue(seed, n_spots, n_genes, n_empty):
 
 
 def make(counts, size_factors, n_empty, dtype=torch.float64):
-    matrix = to_csr_tensor(sparse.csr_matrix(counts), dtype=dtype)
-    return Batches(matrix, torch.tensor(size_factors, dtype=dtype), len(counts) - n_empty)
+    n_used = len(counts) - n_empty
+    spots = Spots(
+        counts=to_csr_tensor(sparse.csr_matrix(counts), dtype=dtype),
+        size_factors=torch.tensor(size_factors, dtype=dtype),
+        median_total=1.0,
+        nonempty=torch.arange(len(counts)) < n_used,
+        genes=tuple(f"g{j}" for j in range(counts.shape[1])),
+    )
+    data = Patches(spots)
+    return Batches(data, *standardization(data, n_used))
 
 
 @given(
@@ -71,5 +81,17 @@ def test_single_precision_input_of_large_counts():
 def test_sparse_stays_sparse():
     counts = sparse.random_array((400, 300), density=0.02, random_state=0).ceil()
     batches = make(counts.toarray(), np.ones(400), 0)
-    held = [x.values().numel() if x.is_sparse_csr else x.numel() for x in vars(batches).values() if torch.is_tensor(x)]
+    parts = [*vars(batches).values(), *vars(batches.data).values(), *vars(batches.data.spots).values()]
+    held = [x.values().numel() if x.is_sparse_csr else x.numel() for x in parts if torch.is_tensor(x)]
     assert max(held) == counts.nnz
+
+
+@given(seed=some.integers(0, 10_000), n_blocks=some.integers(1, 6))
+def test_the_standardisation_does_not_depend_on_the_blocks_it_is_taken_over(seed, n_blocks):
+    counts, size_factors = tissue(seed, 12, 6, 1)
+    data = make(counts, size_factors, 1).data
+    whole = standardization(data, 11)
+    entries = max(1, len(data.spots.counts.values()) // n_blocks)
+    assert len(list(data.row_blocks(entries))) >= n_blocks
+    data.row_blocks = lambda: Patches.row_blocks(data, entries)
+    torch.testing.assert_close(standardization(data, 11), whole, rtol=1e-12, atol=1e-12)

@@ -4,8 +4,10 @@ import torch
 import torch.nn.functional as F
 from scipy import sparse
 
+from stdenoise._patches import Patches
+from stdenoise._spots import Spots
 from stdenoise.graph.csr import to_csr_tensor
-from stdenoise.methods.dca.batches import Batches
+from stdenoise.methods.dca.batches import Batches, standardization
 from stdenoise.methods.dca.config import LIKELIHOODS, DCAConfig
 from stdenoise.methods.dca.module import BatchNorm, DCAModule
 
@@ -18,7 +20,16 @@ def make(likelihood, ridge=0.0, hidden=(5, 3, 4)):
     rng = np.random.default_rng(0)
     counts = rng.poisson(rng.gamma(0.7, 3.0, size=(N_SPOTS, N_GENES)))
     size_factors = torch.tensor(rng.uniform(0.5, 2.0, size=N_SPOTS))
-    batches = Batches(to_csr_tensor(sparse.csr_matrix(counts), dtype=torch.float64), size_factors, N_SPOTS)
+    data = Patches(
+        Spots(
+            counts=to_csr_tensor(sparse.csr_matrix(counts), dtype=torch.float64),
+            size_factors=size_factors,
+            median_total=1.0,
+            nonempty=torch.ones(N_SPOTS, dtype=torch.bool),
+            genes=tuple("abcdef"),
+        )
+    )
+    batches = Batches(data, *standardization(data, N_SPOTS))
     draw = torch.Generator().manual_seed(1)
     module = DCAModule(N_GENES, DCAConfig(likelihood=likelihood, hidden=hidden, ridge=ridge), generator=draw).double()
     with torch.no_grad():
@@ -87,16 +98,14 @@ def test_loss_and_gradients_equal_a_dense_evaluation(likelihood):
 
 
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
-def test_prediction_equals_a_dense_evaluation(likelihood, monkeypatch):
+def test_prediction_equals_a_dense_evaluation(likelihood):
     module, batches, _ = make(likelihood)
     for norm in module.norms:
         norm.running_mean += 0.3
         norm.running_variance *= 2
     batch = batches.take(torch.arange(N_SPOTS))
     latent, out = dense(module, batch.x, batch.size_factors, training=False)
-    # Blocks of three spots, the last one shorter.
-    monkeypatch.setattr("stdenoise.methods.dca.module.BLOCK_ENTRIES", 3 * N_GENES)
-    our_latent, ours = module.predict(batches)
+    our_latent, ours = module.predict(batch)
     torch.testing.assert_close(our_latent, latent)
     assert len(ours) == len(out)
     for a, b in zip(ours, out, strict=True):
@@ -106,7 +115,7 @@ def test_prediction_equals_a_dense_evaluation(likelihood, monkeypatch):
 @pytest.mark.parametrize("hidden", [(4,), (4, 3), (6, 5, 3, 5, 6)])
 def test_the_latent_is_the_middle_layer_before_its_normalisation(hidden):
     module, batches, _ = make("nb", hidden=hidden)
-    latent, _ = module.predict(batches)
+    latent, _ = module.predict(batches.take(torch.arange(N_SPOTS)))
     assert latent.shape == (N_SPOTS, hidden[len(hidden) // 2])
     assert (latent < 0).any()
     if len(hidden) == 1:

@@ -6,9 +6,15 @@ from scipy import sparse
 import stdenoise as st
 from stdenoise._context import Context
 from stdenoise._spots import make_spots
+from stdenoise.graph.csr import SpatialGraph
 from stdenoise.methods.sprod import Sprod
 from stdenoise.methods.sprod.config import SprodConfig
 from stdenoise.methods.sprod.features import memberships, standardised
+
+
+def graph_of(result):
+    crow, col, weights = result.attention
+    return SpatialGraph(crow, col), weights
 
 
 def spots_of(counts, coordinates, libraries=None, features=None):
@@ -34,7 +40,7 @@ def fit(spots, seed=0, **params):
 
 
 def dense_weights(result, n, strength=0.4):
-    graph, weights = result.attention
+    graph, weights = graph_of(result)
     adjacency = np.zeros((n, n))
     adjacency[graph.row.long(), graph.col.long()] = weights
     np.testing.assert_array_equal(adjacency, adjacency.T)
@@ -71,7 +77,7 @@ def test_image_features_keep_halves_apart():
     features = side[:, None] + np.random.default_rng(3).normal(scale=0.05, size=(64, 1))
     counts = np.random.default_rng(4).poisson(20.0, (64, 3))
     spots = spots_of(counts, coordinates, features=features)
-    graph, weights = fit(spots, radius=1.5, lambda_scale=10, return_graph=True).attention
+    graph, weights = graph_of(fit(spots, radius=1.5, lambda_scale=10, return_graph=True))
     across = side[graph.row.long()] != side[graph.col.long()]
     # A tenth of the candidate pairs cross the border.
     assert weights[torch.from_numpy(across)].sum() < 0.02 * weights.sum()

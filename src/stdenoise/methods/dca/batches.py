@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from stdenoise.graph.csr import select_rows, transpose_csr
+from stdenoise._patches import Patches
+from stdenoise.graph.csr import row_sum, transpose_csr, with_values
 from stdenoise.nn.counts import CountBlock
 
 
@@ -35,12 +37,10 @@ class Batches:
 
     Parameters
     ----------
-    counts
-        CSR, shape `(n_spots, n_genes)`.
-    size_factors
-        Shape `(n_spots,)`.
-    n_nonempty
-        Number of spots with counts: mean and standard deviation of a gene are taken over these.
+    data
+        The data set.
+    scale, input_of_zero
+        From `standardization`.
 
     Notes
     -----
@@ -49,49 +49,64 @@ class Batches:
     something at the non-zero counts.
     """
 
-    def __init__(self, counts: Tensor, size_factors: Tensor, n_nonempty: int) -> None:
-        crow, col, values = counts.crow_indices(), counts.col_indices(), counts.values()
-        row = torch.repeat_interleave(crow.diff())
-        value = torch.log1p(values.double() / size_factors[row].double())
-        mean, sd = _moments(_like(counts, value), n_nonempty)
-        # Rounding leaves a constant gene with a tiny spread.
-        scale = torch.where(sd > 1e-6 * mean, 1 / sd, 0.0)
-        self.shape = counts.shape
-        self.size_factors = size_factors
-        self._counts = values
-        self._input = (value * scale[col]).to(values.dtype)
-        self._input_of_zero = (-mean * scale).to(values.dtype)
-        self._log_factorial = _row_sum(_like(counts, torch.lgamma(values.double() + 1)))
-        # Rows of this matrix hold the positions of their entries.
-        self._entries = _like(counts, torch.arange(len(values), device=values.device))
+    def __init__(self, data: Patches, scale: Tensor, input_of_zero: Tensor) -> None:
+        self.data, self.scale, self.input_of_zero = data, scale, input_of_zero
 
     def take(self, rows: Tensor) -> Batch:
         """Return the batch of these spots."""
-        n_rows, n_genes = len(rows), self.shape[1]
-        picked = select_rows(self._entries, rows)
-        entry = picked.values()
-        position = torch.repeat_interleave(picked.crow_indices().diff()) * n_genes + picked.col_indices()
-        x = self._input_of_zero.repeat(n_rows, 1)
-        x.view(-1).scatter_add_(0, position, self._input.index_select(0, entry))
-        block = CountBlock(
-            0, n_rows, position, self._counts.index_select(0, entry).double(), self._log_factorial[rows].sum()
-        )
-        return Batch(x, block, self.size_factors[rows])
+        patch = self.data.patch(rows.cpu().numpy(), len(rows))
+        n_rows, n_genes = patch.counts.shape
+        row, column = _positions(patch.counts)
+        position = row * n_genes + column
+        value = _log_depth_normalized(patch.counts, patch.size_factors, row) * self.scale[column]
+        x = self.input_of_zero.repeat(n_rows, 1)
+        x.view(-1).scatter_add_(0, position, value.to(x.dtype))
+        count = patch.counts.values().double()
+        return Batch(x, CountBlock(0, n_rows, position, count, torch.lgamma(count + 1).sum()), patch.size_factors)
 
 
-def _like(matrix: Tensor, values: Tensor) -> Tensor:
-    return torch.sparse_csr_tensor(matrix.crow_indices(), matrix.col_indices(), values, size=matrix.shape)
+def standardization(data: Patches, n_nonempty: int) -> tuple[Tensor, Tensor]:
+    """Return the factor that gives each gene unit variance, and what a zero count becomes, each of shape `(n_genes,)`.
+
+    Parameters
+    ----------
+    data
+        The data set.
+    n_nonempty
+        Number of spots with counts: mean and standard deviation of a gene are taken over these.
+    """
+    n_genes = data.spots.counts.shape[1]
+    total, square, n_stored = (torch.zeros(n_genes, dtype=torch.float64, device=data.device) for _ in range(3))
+    for columns in _columns(data):
+        total += row_sum(columns)
+        n_stored += columns.crow_indices().diff()
+    mean = total / n_nonempty
+    for columns in _columns(data):
+        residual = columns.values() - mean[torch.repeat_interleave(columns.crow_indices().diff())]
+        square += row_sum(with_values(columns, residual**2))
+    square += (n_nonempty - n_stored) * mean**2
+    sd = (square / max(n_nonempty - 1, 1)).sqrt()
+    # Rounding leaves a constant gene with a tiny spread.
+    scale = torch.where(sd > 1e-6 * mean, 1 / sd, 0.0)
+    return scale, -mean * scale
 
 
-def _row_sum(matrix: Tensor) -> Tensor:
-    return (matrix @ matrix.values().new_ones(matrix.shape[1], 1)).squeeze(1)
+def _columns(data: Patches) -> Iterator[Tensor]:
+    """Normalised values of blocks of spots, gene by gene."""
+    start = 0
+    for block in data.row_blocks():
+        counts = block.to(data.device)
+        stop = start + counts.shape[0]
+        size_factors = data.spots.size_factors[start:stop].to(data.device)
+        row, _ = _positions(counts)
+        yield transpose_csr(with_values(counts, _log_depth_normalized(counts, size_factors, row)))
+        start = stop
 
 
-def _moments(matrix: Tensor, n_rows: int) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each column over `n_rows` rows that include all non-zero ones."""
-    columns = transpose_csr(matrix)
-    n_stored = columns.crow_indices().diff()
-    mean = _row_sum(columns) / n_rows
-    residual = columns.values() - mean[torch.repeat_interleave(n_stored)]
-    square = _row_sum(_like(columns, residual**2)) + (n_rows - n_stored) * mean**2
-    return mean, (square / max(n_rows - 1, 1)).sqrt()
+def _positions(counts: Tensor) -> tuple[Tensor, Tensor]:
+    """Row and column of each stored entry."""
+    return torch.repeat_interleave(counts.crow_indices().diff()), counts.col_indices().long()
+
+
+def _log_depth_normalized(counts: Tensor, size_factors: Tensor, row: Tensor) -> Tensor:
+    return torch.log1p(counts.values().double() / size_factors[row].double())

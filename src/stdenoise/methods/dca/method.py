@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from stdenoise._random import torch_generator
-from stdenoise.methods._base import Denoiser, MethodInfo
+from stdenoise.methods._base import Denoiser, MethodInfo, Model
 from stdenoise.methods.dca.config import DCAConfig
 
 if TYPE_CHECKING:
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from stdenoise._spots import Denoised, Spots
     from stdenoise.methods.dca.batches import Batch
+    from stdenoise.train.run import Run
 
 
 class DCA(Denoiser):
@@ -52,8 +53,8 @@ class DCA(Denoiser):
         scale="counts",
         writes=("mean", "dispersion", "dropout", "latent"),
         size=(
-            "an epoch takes time in proportion to spots x genes; training memory grows with non-zero counts, "
-            "the result with spots x genes of the output"
+            "an epoch takes time in proportion to spots x genes; memory grows with non-zero counts and the result, "
+            "or is what is allowed, from disk to disk with a .zarr as output"
         ),
         reference="Eraslan et al., Nature Communications 2019",
         licence="Apache-2.0",
@@ -61,29 +62,38 @@ class DCA(Denoiser):
     config_type = DCAConfig
     config: DCAConfig
 
-    def fit(self, spots: Spots, *, seed: int, progress: bool) -> Denoised:
-        """Train on most non-empty spots, with the others as validation, and predict all."""
+    def train(self, spots: Spots, run: Run) -> Model:
+        """Train on most non-empty spots, with the others as validation."""
         import torch
 
-        from stdenoise._spots import Denoised
-        from stdenoise.methods.dca.batches import Batches
+        from stdenoise._patches import Patches
+        from stdenoise.methods.dca.batches import Batches, standardization
         from stdenoise.methods.dca.module import DCAModule
         from stdenoise.nn.counts import BLOCK_ENTRIES
         from stdenoise.train.loop import train
 
-        config, n_genes, device = self.config, len(spots.genes), spots.counts.device
-        generator = torch_generator(seed)
-        module = DCAModule(n_genes, config, generator=generator).to(device)
-        scored = spots.nonempty.nonzero().squeeze(1)
-        batches = Batches(spots.counts, spots.size_factors, len(scored))
-        shuffled = scored[torch.randperm(len(scored), generator=generator).to(device)]
+        if run.share[1] > 1:
+            raise ValueError(
+                "dca normalises over the spots of a batch, which cannot be shared among devices; use devices=1."
+            )
+        config, n_genes = self.config, len(spots.genes)
+        generator = torch_generator(run.seed)
+        scored = spots.nonempty.nonzero().squeeze(1).cpu()
+        data = Patches(spots, device=run.device)
+        module = DCAModule(n_genes, config, generator=generator).to(data.device)
+        for buffer, values in zip(
+            (module.input_scale, module.input_of_zero), standardization(data, len(scored)), strict=True
+        ):
+            buffer.copy_(values)
+        batches = Batches(data, module.input_scale, module.input_of_zero)
+        shuffled = scored[torch.randperm(len(scored), generator=generator)]
         # The product may fall short of a whole number by rounding.
         n_validation = int(len(scored) * config.validation_fraction + 1e-9)
         validation, training = shuffled[:n_validation], shuffled[n_validation:]
 
-        def epoch() -> Iterator[Batch]:
-            order = torch.randperm(len(training), generator=generator).to(device)
-            return (batches.take(rows) for rows in training[order].split(config.batch_size))
+        def epoch(skip: int) -> Iterator[list[Batch]]:
+            order = torch.randperm(len(training), generator=generator)
+            return ([batches.take(rows)] for rows in training[order].split(config.batch_size)[skip:])
 
         def validation_loss() -> Tensor:
             parts = validation.split(max(1, BLOCK_ENTRIES // n_genes))
@@ -93,6 +103,7 @@ class DCA(Denoiser):
             module,
             module.loss,
             batches=epoch,
+            generator=generator,
             validation_loss=validation_loss if n_validation else None,
             optimizer="rmsprop",
             lr=config.lr,
@@ -102,12 +113,35 @@ class DCA(Denoiser):
             reduce_lr=config.reduce_lr,
             early_stop=config.early_stop,
             restore_best=config.restore_best,
-            progress=progress,
+            run=run,
             description="dca",
         )
-        latent, arrays = module.predict(batches)
-        mean, *others = arrays
-        dispersion, dropout = [*others, None, None][:2]
-        return Denoised(
-            mean=mean, scale="counts", dispersion=dispersion, dropout=dropout, latent=latent, history=history
-        )
+        return Model(module.state_dict(), spots.genes, spots.median_total, history)
+
+    def working_memory(self, n_genes: int, counts_per_spot: float) -> tuple[float, float]:
+        """Estimate the memory of weights and optimiser; spots are always worked on in small batches."""
+        from stdenoise.methods._memory import network_memory
+
+        n_weights = 4 * n_genes * max(self.config.hidden)
+        fixed, per_spot = network_memory(n_weights, n_genes, counts_per_spot, width=8 * n_genes, n_arrays=3)
+        return fixed + per_spot * self.config.batch_size, 0.0
+
+    def predict(self, model: Model, spots: Spots, run: Run) -> Iterator[tuple[Tensor, Denoised]]:
+        """Yield the parameters of the likelihood, block by block."""
+        import torch
+
+        from stdenoise._patches import Patches
+        from stdenoise._spots import Denoised
+        from stdenoise.methods.dca.batches import Batches
+        from stdenoise.methods.dca.module import DCAModule
+        from stdenoise.nn.counts import BLOCK_ENTRIES
+
+        data = Patches(spots, device=run.device)
+        module = DCAModule(len(spots.genes), self.config, generator=torch_generator(0)).to(data.device)
+        module.load_state_dict(model.state)
+        batches = Batches(data, module.input_scale, module.input_of_zero)
+        blocks = torch.arange(data.n_spots).split(max(1, BLOCK_ENTRIES // len(spots.genes)))
+        for rows in blocks[run.share[0] :: run.share[1]]:
+            latent, (mean, *others) = module.predict(batches.take(rows))
+            dispersion, dropout = [*others, None, None][:2]
+            yield rows, Denoised(mean=mean, scale="counts", dispersion=dispersion, dropout=dropout, latent=latent)

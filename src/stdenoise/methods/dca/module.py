@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stdenoise.methods.dca.batches import Batch, Batches
+from stdenoise.methods.dca.batches import Batch
 from stdenoise.methods.dca.config import DCAConfig
-from stdenoise.nn.counts import BLOCK_ENTRIES, activate, heads_loss
+from stdenoise.nn.counts import activate, heads_loss
 
 # Bounds on the logarithm of a dispersion that belongs to a gene.
 _LOG_DISPERSION_RANGE = (math.log(1e-3), math.log(1e4))
@@ -61,8 +61,14 @@ class DCAModule(nn.Module):
         Source of the initial weights.
     """
 
+    input_scale: Tensor
+    input_of_zero: Tensor
+
     def __init__(self, n_genes: int, config: DCAConfig, *, generator: torch.Generator) -> None:
         super().__init__()
+        # How the input is standardised belongs to the trained network.
+        self.register_buffer("input_scale", torch.zeros(n_genes, dtype=torch.float64))
+        self.register_buffer("input_of_zero", torch.zeros(n_genes))
         widths = [n_genes, *config.hidden]
         # Without biases: the batch normalisation that follows takes any constant away.
         self.layers = nn.ParameterList(
@@ -135,24 +141,12 @@ class DCAModule(nn.Module):
         return loss
 
     @torch.no_grad()
-    def predict(self, batches: Batches) -> tuple[Tensor, list[Tensor]]:
+    def predict(self, batch: Batch) -> tuple[Tensor, list[Tensor]]:
         """Return the latent and the list of mean, dispersion and dropout, as many as there are, each `(n_spots, n_genes)`."""
         self.eval()
-        n_spots, n_genes = batches.shape
-        device = self.mean.device
-        latents: list[Tensor] = []
-        out: list[Tensor] = []
-        for rows in torch.arange(n_spots, device=device).split(max(1, BLOCK_ENTRIES // n_genes)):
-            batch = batches.take(rows)
-            latent, hidden = self.encode(batch.x)
-            latents.append(latent)
-            inputs, weights = self.heads(hidden)
-            if not out:
-                out = [self.mean.new_empty(n_spots, n_genes) for _ in inputs]
-            logits = [x @ w for x, w in zip(inputs, weights, strict=True)]
-            for whole, part in zip(out, activate(logits, batch.size_factors), strict=True):
-                whole[rows] = part
-        return torch.cat(latents), out
+        latent, hidden = self.encode(batch.x)
+        logits = [x @ w for x, w in zip(*self.heads(hidden), strict=True)]
+        return latent, activate(logits, batch.size_factors)
 
 
 def glorot_uniform(n_in: int, n_out: int, *, generator: torch.Generator) -> Tensor:

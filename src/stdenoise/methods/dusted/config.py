@@ -30,19 +30,29 @@ class DUSTEDConfig:
         Width of the hidden layers (code and paper: 512).
     n_latent
         Width of the latent representation (code and paper: 30).
+    schedule
+        `"fast"`: steps on patches of tissue at a learning rate that rises, stays until molecules held out of a part of the spots are
+        no longer expected better, and falls to zero while all molecules are seen. `"paper"`: full-batch steps at a constant one.
     lr
-        Learning rate of Adam: 1e-4 DLPFC and simulated, 2e-4 HOCWTA (paper).
+        Learning rate of Adam. `"paper"`: 1e-4 DLPFC and simulated, 2e-4 HOCWTA (paper); `"fast"`: its highest, 1e-3.
     n_epochs
-        Full-batch training steps (code and paper: 500).
+        Passes over the spots: 500 with `"paper"` (code and paper); at most 60 with `"fast"`, where each is repeated until it has about
+        12 steps, for sections of few spots.
+    batch_size
+        Spots per step: all of them with `"paper"`; with `"fast"` a 24th of them, but 128 to 2048. Memory follows it, not the number of
+        spots; neither memory nor the number of devices changes what a step computes.
+    patience
+        Passes without improvement that end the middle part of `"fast"`: 3.
     weight_decay
         L2 term in Adam, coupled to the gradient (code: 1e-4).
     clip
         Bound on the global norm of the gradient (code: 5).
     reduction
         `"published"` sums the negative binomial loss over genes and averages it over spots, and averages the zero-inflated
-        loss over all entries, as the code does; `"mean"` averages both over all entries.
+        loss over all entries, as the code does; `"mean"` averages both over all entries. The former with `"paper"`, the latter with
+        `"fast"`, if not given: the weight decay then tells on both likelihoods.
     restore_best
-        Return the weights with the lowest training loss instead of the last ones.
+        With `"paper"`, return the weights with the lowest training loss instead of the last ones.
     return_attention
         Also return the first layer's attention weights (spots x spots, sparse).
     """
@@ -53,33 +63,61 @@ class DUSTEDConfig:
     gate_reduction: int = 16
     n_hidden: int = 512
     n_latent: int = 30
-    lr: float = 1e-4
-    n_epochs: int = 500
+    schedule: Literal["fast", "paper"] = "fast"
+    lr: float | None = None
+    n_epochs: int | None = None
+    batch_size: int | None = None
+    patience: int | None = None
     weight_decay: float = 1e-4
     clip: float = 5.0
-    reduction: Literal["published", "mean"] = "published"
+    reduction: Literal["published", "mean"] | None = None
     restore_best: bool = True
     return_attention: bool = False
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
         check_choice("likelihood", self.likelihood, ["zinb", "nb"])
-        check_choice("reduction", self.reduction, ["published", "mean"])
+        check_choice("schedule", self.schedule, list(SCHEDULES))
+        check_choice("reduction", self.reduction, [None, "published", "mean"])
         for name in ("gene_attention", "restore_best", "return_attention"):
             check_choice(name, getattr(self, name), [True, False])
-        for name in ("gate_reduction", "n_hidden", "n_latent", "n_epochs"):
+        for name in ("gate_reduction", "n_hidden", "n_latent"):
             check_number(name, getattr(self, name), minimum=1, integer=True)
-        for name in ("lr", "clip"):
-            check_number(name, getattr(self, name), above=0)
+        for name in ("n_epochs", "batch_size", "patience"):
+            if getattr(self, name) is not None:
+                check_number(name, getattr(self, name), minimum=1, integer=True)
+        check_number("clip", self.clip, above=0)
+        if self.lr is not None:
+            check_number("lr", self.lr, above=0)
         for name in ("alpha", "weight_decay"):
             check_number(name, getattr(self, name), minimum=0)
+        if self.schedule == "paper" and self.patience is not None:
+            raise ValueError(f"patience={self.patience!r} applies to schedule='fast' only.")
+        if self.schedule == "fast" and not self.restore_best:
+            raise ValueError("restore_best=False applies to schedule='paper' only.")
 
+
+@dataclass(frozen=True)
+class Schedule:
+    """What stands for parameters that are not given."""
+
+    lr: float
+    n_epochs: int
+    reduction: str
+
+
+SCHEDULES: MappingProxyType[str, Schedule] = MappingProxyType(
+    {
+        "fast": Schedule(lr=1e-3, n_epochs=60, reduction="mean"),
+        "paper": Schedule(lr=1e-4, n_epochs=500, reduction="published"),
+    }
+)
 
 PRESETS: MappingProxyType[str, dict[str, Any]] = MappingProxyType(
     {
-        "dlpfc": {"likelihood": "zinb", "alpha": 1.5, "lr": 1e-4},
-        "hocwta": {"likelihood": "nb", "alpha": 1.0, "lr": 2e-4},
-        "simulated": {"likelihood": "nb", "alpha": 0.3, "lr": 1e-4},
+        "dlpfc": {"schedule": "paper", "likelihood": "zinb", "alpha": 1.5, "lr": 1e-4},
+        "hocwta": {"schedule": "paper", "likelihood": "nb", "alpha": 1.0, "lr": 2e-4},
+        "simulated": {"schedule": "paper", "likelihood": "nb", "alpha": 0.3, "lr": 1e-4},
     }
 )
 """The paper's three settings."""

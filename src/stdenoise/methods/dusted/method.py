@@ -5,11 +5,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from stdenoise._random import torch_generator
-from stdenoise.methods._base import Denoiser, MethodInfo, make_config
+from stdenoise.methods._base import Denoiser, MethodInfo, Model, make_config
 from stdenoise.methods.dusted.config import PRESETS, DUSTEDConfig
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import torch
+    from torch import Tensor
+
+    from stdenoise._patches import Patches
     from stdenoise._spots import Denoised, Spots
+    from stdenoise.methods.dusted.module import DUSTEDModule
+    from stdenoise.train.run import Run
 
 
 class DUSTED(Denoiser):
@@ -46,53 +54,73 @@ class DUSTED(Denoiser):
         needs=("graph",),
         scale="counts",
         writes=("mean", "dispersion", "dropout", "latent"),
-        size="memory grows with spots x genes of the output; training is full-batch",
+        size="time grows with spots x genes; memory is what is allowed, from disk to disk with a .zarr as output",
         reference="DUSTED, AAAI-25",
         licence="Apache-2.0",
     )
     config_type = DUSTEDConfig
+    precisions = ("32-true", "bf16-mixed")
     config: DUSTEDConfig
 
     def __init__(self, *, preset: str | None = None, **params: Any) -> None:
         self.config = make_config(DUSTEDConfig, params, method="dusted", preset=preset, presets=PRESETS)
 
-    def fit(self, spots: Spots, *, seed: int, progress: bool) -> Denoised:
-        """Train on the spots and return the means of one final pass."""
+    def train(self, spots: Spots, run: Run) -> Model:
+        """Train on the spots."""
+        import torch
+
+        from stdenoise.methods.dusted.training import train_as_published, train_fast
+
+        generator = torch_generator(run.seed)
+        module, data = self._module(spots, run, generator), self._patches(spots, run)
+        module.product_dtype = torch.bfloat16 if run.precision == "bf16-mixed" else None
+        train = train_fast if self.config.schedule == "fast" else train_as_published
+        history = train(module, self.config, data, run, generator)
+        return Model(module.state_dict(), spots.genes, spots.median_total, history)
+
+    def predict(self, model: Model, spots: Spots, run: Run) -> Iterator[tuple[Tensor, Denoised]]:
+        """Yield the means of one final pass, patch by patch."""
         from stdenoise._spots import Denoised
-        from stdenoise.methods.dusted.module import DUSTEDModule, make_batch
-        from stdenoise.train.loop import train
+        from stdenoise.methods.dusted.module import make_batch
+
+        module = self._module(spots, run, torch_generator(0))
+        module.load_state_dict(model.state)
+        for patch in self._patches(spots, run).cover():
+            latent, attention, (mean, dispersion, *dropout) = module.predict(make_batch(patch, per_entry=True))
+            block = Denoised(
+                mean=mean,
+                scale="counts",
+                dispersion=dispersion,
+                dropout=dropout[0] if dropout else None,
+                latent=latent,
+                attention=patch.core_edges(attention) if self.config.return_attention else None,
+            )
+            yield patch.spots[: patch.n_core], block
+
+    def working_memory(self, n_genes: int, counts_per_spot: float) -> tuple[float, float]:
+        """Estimate the memory of weights and optimiser, and that of each spot that is worked on."""
+        from stdenoise.methods._memory import network_memory
+
+        config = self.config
+        n_heads = 3 if config.likelihood == "zinb" else 2
+        n_weights = (1 + n_heads) * n_genes * config.n_hidden
+        if config.gene_attention:
+            n_weights += 2 * n_genes * max(1, n_genes // config.gate_reduction)
+        # Of each hidden layer and head: values, gradients and what autograd keeps.
+        return network_memory(
+            n_weights, n_genes, counts_per_spot, width=(5 + 2 * n_heads) * config.n_hidden, n_arrays=n_heads
+        )
+
+    def _module(self, spots: Spots, run: Run, generator: torch.Generator) -> DUSTEDModule:
+        from stdenoise.methods.dusted.module import DUSTEDModule
+
+        module = DUSTEDModule(len(spots.genes), self.config, generator=generator)
+        return module.to(run.device or spots.counts.device)
+
+    def _patches(self, spots: Spots, run: Run) -> Patches:
+        from stdenoise._patches import Patches
 
         if spots.graph is None:
             raise ValueError("dusted needs a spatial graph.")
-        config = self.config
-        zero_inflated = config.likelihood == "zinb"
-        module = DUSTEDModule(len(spots.genes), config, generator=torch_generator(seed)).to(spots.counts.device)
-        batch = make_batch(
-            spots.lognorm,
-            spots.counts,
-            spots.size_factors,
-            spots.graph,
-            spots.nonempty,
-            per_entry=zero_inflated or config.reduction == "mean",
-        )
-        history = train(
-            module,
-            lambda: module.loss(batch),
-            lr=config.lr,
-            weight_decay=config.weight_decay,
-            clip=config.clip,
-            n_epochs=config.n_epochs,
-            restore_best=config.restore_best,
-            progress=progress,
-            description="dusted",
-        )
-        latent, attention, (mean, dispersion, *dropout) = module.predict(batch)
-        return Denoised(
-            mean=mean,
-            scale="counts",
-            dispersion=dispersion,
-            dropout=dropout[0] if dropout else None,
-            latent=latent,
-            attention=(batch.graph, attention) if config.return_attention else None,
-            history=history,
-        )
+        # Two layers on the way in, one on the way out, and the heads.
+        return Patches(spots, n_hops=4, device=run.device, max_spots=run.max_spots, share=run.share)

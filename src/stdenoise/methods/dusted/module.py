@@ -8,7 +8,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stdenoise.graph.csr import SpatialGraph, aggregate, dense_if_full, select_rows, sparse_linear, transpose_csr
+from stdenoise._patches import Patch, Patches
+from stdenoise._spots import log_normalize
+from stdenoise.graph.csr import (
+    SpatialGraph,
+    aggregate,
+    dense_if_full,
+    row_sum,
+    select_rows,
+    sparse_linear,
+    transpose_csr,
+    with_values,
+)
 from stdenoise.methods.dusted.config import DUSTEDConfig
 from stdenoise.nn.attention import GraphAttention
 from stdenoise.nn.channel import ChannelGate
@@ -17,18 +28,29 @@ from stdenoise.nn.counts import BLOCK_ENTRIES, CountBlock, activate, count_block
 
 @dataclass(frozen=True)
 class Batch:
-    """What one training step sees: a patch of tissue and the spots of it that are scored.
+    """What one training step sees: a patch of tissue, and the spots of it that are scored.
 
-    The pooled gate inputs belong to the whole data set, so a patch gives the same gate as the full graph.
+    Parameters
+    ----------
+    x, x_transposed
+        Log-normalised expression of the patch, CSR or dense, and its transpose.
+    graph
+        Edges of the patch, with a self loop on every spot.
+    size_factors
+        Of the core spots, shape `(n_core,)`.
+    scored
+        Scored spots of the patch.
+    blocks
+        Their counts.
+    scale
+        Factor on the summed loss.
     """
 
     x: Tensor
     x_transposed: Tensor
-    gene_mean: Tensor
-    gene_max: Tensor
     graph: SpatialGraph
     size_factors: Tensor
-    scored: Tensor | None
+    scored: Tensor | slice
     blocks: list[CountBlock]
     scale: float
 
@@ -46,9 +68,17 @@ class DUSTEDModule(nn.Module):
         Source of the initial weights.
     """
 
+    gene_mean: Tensor
+    gene_max: Tensor
+
     def __init__(self, n_genes: int, config: DUSTEDConfig, *, generator: torch.Generator) -> None:
         super().__init__()
         self.alpha = config.alpha
+        # Of the products with the heads' weights in training.
+        self.product_dtype: torch.dtype | None = None
+        # The pooled inputs of the gate belong to the data set as a whole, so that a patch is gated like the whole.
+        self.register_buffer("gene_mean", torch.zeros(n_genes))
+        self.register_buffer("gene_max", torch.zeros(n_genes))
         self.gate = ChannelGate(n_genes, config.gate_reduction, generator=generator) if config.gene_attention else None
         self.encoder = GraphAttention(n_genes, config.n_hidden, generator=generator)
         self.bottleneck = GraphAttention(config.n_hidden, config.n_latent, generator=generator)
@@ -63,7 +93,7 @@ class DUSTEDModule(nn.Module):
         weight = self.encoder.weight
         if self.gate is not None:
             # (X * g) W = X (diag(g) W): the gate scales the weight, and X stays sparse and constant.
-            weight = (1 + self.alpha * self.gate(batch.gene_mean, batch.gene_max))[:, None] * weight
+            weight = (1 + self.alpha * self.gate(self.gene_mean, self.gene_max))[:, None] * weight
         projected = sparse_linear(batch.x, batch.x_transposed, weight)
         attention = self.encoder.attend(graph, projected)
         latent = self.bottleneck(graph, F.elu(aggregate(graph, attention, projected)))
@@ -74,68 +104,65 @@ class DUSTEDModule(nn.Module):
     def loss(self, batch: Batch) -> Tensor:
         """Training loss of a batch, a scalar."""
         _, hidden, _ = self.encode(batch)
-        inputs = [head.aggregate_first(batch.graph, hidden) for head in self._heads]
-        size_factors = batch.size_factors
-        if batch.scored is not None:
-            inputs = [x[batch.scored] for x in inputs]
-            size_factors = size_factors[batch.scored]
-        return heads_loss(inputs, [head.weight for head in self._heads], batch.blocks, size_factors, scale=batch.scale)
+        inputs = [head.aggregate_first(batch.graph, hidden)[batch.scored] for head in self._heads]
+        weights = [head.weight for head in self._heads]
+        size_factors = batch.size_factors[batch.scored]
+        return heads_loss(inputs, weights, batch.blocks, size_factors, scale=batch.scale, dtype=self.product_dtype)
 
     @torch.no_grad()
     def predict(self, batch: Batch) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """Return latent, attention, and the list of mean, dispersion and, if any, dropout, each `(n_spots, n_genes)`."""
+        """Return, for the core spots, latent and the list of mean, dispersion and, if any, dropout; and the attention of the patch."""
         latent, hidden, attention = self.encode(batch)
-        inputs = [head.aggregate_first(batch.graph, hidden) for head in self._heads]
-        n_spots, n_genes = batch.x.shape
-        out = [hidden.new_empty(n_spots, n_genes) for _ in inputs]
+        n_core, n_genes = len(batch.size_factors), batch.x.shape[1]
+        inputs = [head.aggregate_first(batch.graph, hidden)[:n_core] for head in self._heads]
+        out = [hidden.new_empty(n_core, n_genes) for _ in inputs]
         height = max(1, BLOCK_ENTRIES // n_genes)
-        for start in range(0, n_spots, height):
+        for start in range(0, n_core, height):
             rows = slice(start, start + height)
             logits = [x[rows] @ head.weight for x, head in zip(inputs, self._heads, strict=True)]
             for whole, part in zip(out, activate(logits, batch.size_factors[rows]), strict=True):
                 whole[rows] = part
-        return latent, attention, out
+        return latent[:n_core], attention, out
+
+    def set_pooled(self, data: Patches) -> None:
+        """Pool the log-normalised expression of a data set over its spots, as input of the gate."""
+        total = torch.zeros(self.gene_mean.shape, dtype=torch.float64, device=self.gene_mean.device)
+        self.gene_max.zero_()
+        for counts in data.row_blocks():
+            x = log_normalize(counts).to(total.device)
+            # Sorted sums: the same bits each time.
+            total += row_sum(transpose_csr(with_values(x, x.values().double())))
+            self.gene_max.scatter_reduce_(0, x.col_indices().long(), x.values(), "amax")
+        self.gene_mean.copy_(total / data.n_spots)
 
     @property
     def _heads(self) -> list[GraphAttention]:
         return list(self.heads)  # type: ignore[arg-type]
 
 
-def make_batch(
-    x: Tensor, counts: Tensor, size_factors: Tensor, graph: SpatialGraph, scored: Tensor, *, per_entry: bool
-) -> Batch:
-    """Make the batch of a whole data set.
+def make_batch(patch: Patch, *, per_entry: bool) -> Batch:
+    """Make the batch of a patch.
 
     Parameters
     ----------
-    x, counts
-        Log-normalised expression and counts, CSR tensors of shape `(n_spots, n_genes)`.
-    size_factors
-        Shape `(n_spots,)`.
-    graph
-        Spatial graph without self loops.
-    scored
-        Boolean, shape `(n_spots,)`: spots that enter the loss.
+    patch
+        Spots with their halo.
     per_entry
         Average the loss over spots and genes, instead of over spots only.
     """
-    n_spots, n_genes = x.shape
-    x_transposed = transpose_csr(x)
-    ones = x.values().new_ones(n_spots, 1)
-    gene_max = x.values().new_zeros(n_genes)
-    gene_max.scatter_reduce_(0, x.col_indices().long(), x.values(), "amax")
-    gene_mean = (x_transposed @ ones).squeeze(1) / n_spots
-    x, x_transposed = dense_if_full(x, x_transposed)
-    n_scored = int(scored.sum())
-    rows = None if n_scored == n_spots else scored.nonzero().squeeze(1)
+    if patch.graph is None:
+        raise ValueError("dusted needs a spatial graph.")
+    n_genes = patch.counts.shape[1]
+    x = log_normalize(patch.counts)
+    x, x_transposed = dense_if_full(x, transpose_csr(x))
+    # A slice costs nothing.
+    scored = slice(0, patch.n_core) if len(patch.scored) == patch.n_core else patch.scored
     return Batch(
         x=x,
         x_transposed=x_transposed,
-        gene_mean=gene_mean,
-        gene_max=gene_max,
-        graph=graph.with_self_loops(),
-        size_factors=size_factors,
-        scored=rows,
-        blocks=count_blocks(counts if rows is None else select_rows(counts, rows)),
-        scale=1.0 / (n_scored * (n_genes if per_entry else 1)),
+        graph=patch.graph,
+        size_factors=patch.size_factors[: patch.n_core],
+        scored=scored,
+        blocks=count_blocks(select_rows(patch.counts, patch.scored)),
+        scale=1.0 / (patch.n_scored * (n_genes if per_entry else 1)),
     )

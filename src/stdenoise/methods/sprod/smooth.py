@@ -7,7 +7,7 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
-from stdenoise.graph.csr import SpatialGraph, to_csr_tensor
+from stdenoise.graph.csr import to_csr_tensor
 from stdenoise.graph.solve import conjugate_gradients
 from stdenoise.methods.sprod.resistance import Slabs
 
@@ -52,10 +52,10 @@ def smooth(
     return to_csr_tensor(sparse.csr_matrix(kept), dtype=values.dtype, device=values.device) @ values
 
 
-def weighted_graph(row: Tensor, col: Tensor, weights: Tensor, n: int) -> tuple[SpatialGraph, Tensor]:
-    """Graph of the edges in both directions, and the weight of each."""
+def weighted_graph(row: Tensor, col: Tensor, weights: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Row pointers, sources and weights of the edges in both directions."""
     matrix = to_csr_tensor(_adjacency(row, col, weights, n), dtype=torch.float32, device=weights.device)
-    return SpatialGraph(matrix.crow_indices(), matrix.col_indices()), matrix.values()
+    return matrix.crow_indices(), matrix.col_indices(), matrix.values()
 
 
 def _adjacency(row: Tensor, col: Tensor, weights: Tensor, n: int) -> sparse.csr_matrix:

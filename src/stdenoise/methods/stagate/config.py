@@ -23,7 +23,9 @@ class STAGATEConfig:
     lr
         Learning rate of Adam (code: 1e-3).
     n_epochs
-        Full-batch training steps (code: 1000).
+        Passes over the spots (code: 1000).
+    batch_size
+        Spots per step, from patches of tissue that are drawn anew in each pass; all of them if not given (code).
     weight_decay
         L2 term in Adam, coupled to the gradient (code: 1e-4).
     clip
@@ -36,6 +38,7 @@ class STAGATEConfig:
     n_latent: int = 30
     lr: float = 1e-3
     n_epochs: int = 1000
+    batch_size: int | None = None
     weight_decay: float = 1e-4
     clip: float = 5.0
     restore_best: bool = False
@@ -45,6 +48,8 @@ class STAGATEConfig:
         check_choice("restore_best", self.restore_best, [True, False])
         for name in ("n_hidden", "n_latent", "n_epochs"):
             check_number(name, getattr(self, name), minimum=1, integer=True)
+        if self.batch_size is not None:
+            check_number("batch_size", self.batch_size, minimum=1, integer=True)
         for name in ("lr", "clip"):
             check_number(name, getattr(self, name), above=0)
         check_number("weight_decay", self.weight_decay, minimum=0)

@@ -5,11 +5,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from stdenoise._random import torch_generator
-from stdenoise.methods._base import Denoiser, MethodInfo
+from stdenoise.methods._base import Denoiser, MethodInfo, Model
 from stdenoise.methods.stagate.config import STAGATEConfig
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import torch
+    from torch import Tensor
+
+    from stdenoise._patches import Patches
     from stdenoise._spots import Denoised, Spots
+    from stdenoise.methods.stagate.module import STAGATEModule
+    from stdenoise.train.run import Run
 
 
 class STAGATE(Denoiser):
@@ -46,7 +54,7 @@ class STAGATE(Denoiser):
         writes=("mean", "latent"),
         size=(
             "an epoch takes time in proportion to (non-zero counts + spots x hidden + genes x hidden + edges) x hidden; "
-            "memory grows with spots x hidden and with spots x genes of the output; training is full-batch"
+            "memory is what is allowed, from disk to disk with a .zarr as output"
         ),
         reference="Dong and Zhang, Nature Communications 2022",
         licence="MIT",
@@ -54,27 +62,57 @@ class STAGATE(Denoiser):
     config_type = STAGATEConfig
     config: STAGATEConfig
 
-    def fit(self, spots: Spots, *, seed: int, progress: bool) -> Denoised:
-        """Train on the spots and return the reconstruction of one final pass."""
-        from stdenoise._spots import Denoised
-        from stdenoise.methods.stagate.module import STAGATEModule, make_batch
+    def train(self, spots: Spots, run: Run) -> Model:
+        """Train on the spots."""
+        from stdenoise._patches import Feed
+        from stdenoise.methods.stagate.module import make_batch
         from stdenoise.train.loop import train
 
-        if spots.graph is None:
-            raise ValueError("stagate needs a spatial graph.")
-        config = self.config
-        module = STAGATEModule(len(spots.genes), config, generator=torch_generator(seed)).to(spots.counts.device)
-        batch = make_batch(spots.lognorm, spots.graph, spots.nonempty)
+        config, generator = self.config, torch_generator(run.seed)
+        module = self._module(spots, run, generator)
         history = train(
             module,
-            lambda: module.loss(batch),
+            module.loss,
+            batches=Feed(self._patches(spots, run), make_batch, config.batch_size, generator),
+            generator=generator,
             lr=config.lr,
             weight_decay=config.weight_decay,
             clip=config.clip,
             n_epochs=config.n_epochs,
             restore_best=config.restore_best,
-            progress=progress,
+            run=run,
             description="stagate",
         )
-        latent, mean = module.predict(batch)
-        return Denoised(mean=mean, scale="log1p", latent=latent, history=history)
+        return Model(module.state_dict(), spots.genes, spots.median_total, history)
+
+    def predict(self, model: Model, spots: Spots, run: Run) -> Iterator[tuple[Tensor, Denoised]]:
+        """Yield the reconstruction of one final pass, patch by patch."""
+        from stdenoise._spots import Denoised
+        from stdenoise.methods.stagate.module import make_batch
+
+        module = self._module(spots, run, torch_generator(0))
+        module.load_state_dict(model.state)
+        for patch in self._patches(spots, run).cover():
+            latent, mean = module.predict(make_batch(patch))
+            yield patch.spots[: patch.n_core], Denoised(mean=mean, scale="log1p", latent=latent)
+
+    def working_memory(self, n_genes: int, counts_per_spot: float) -> tuple[float, float]:
+        """Estimate the memory of weights and optimiser, and that of each spot that is worked on."""
+        from stdenoise.methods._memory import network_memory
+
+        n_hidden = self.config.n_hidden
+        return network_memory(n_genes * n_hidden, n_genes, counts_per_spot, width=7 * n_hidden, n_arrays=1)
+
+    def _module(self, spots: Spots, run: Run, generator: torch.Generator) -> STAGATEModule:
+        from stdenoise.methods.stagate.module import STAGATEModule
+
+        module = STAGATEModule(len(spots.genes), self.config, generator=generator)
+        return module.to(run.device or spots.counts.device)
+
+    def _patches(self, spots: Spots, run: Run) -> Patches:
+        from stdenoise._patches import Patches
+
+        if spots.graph is None:
+            raise ValueError("stagate needs a spatial graph.")
+        # One layer on the way in, one on the way out.
+        return Patches(spots, n_hops=2, device=run.device, max_spots=run.max_spots, share=run.share)

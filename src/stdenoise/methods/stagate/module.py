@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stdenoise._patches import Patch
+from stdenoise._spots import log_normalize
 from stdenoise.graph.csr import SpatialGraph, aggregate, dense_if_full, sparse_linear, transpose_csr
 from stdenoise.methods.stagate.config import STAGATEConfig
 from stdenoise.nn.attention import GraphAttention, xavier_normal
@@ -16,13 +18,30 @@ from stdenoise.nn.attention import GraphAttention, xavier_normal
 
 @dataclass(frozen=True)
 class Batch:
-    """What a training step sees: expression, its transpose, its sum of squares, the graph and the spots that are scored."""
+    """What a training step sees: a patch of tissue, and the spots of it that are scored.
+
+    Parameters
+    ----------
+    x, x_transposed
+        Log-normalised expression of the patch, CSR or dense, and its transpose.
+    square
+        Its sum of squares over the scored spots.
+    graph
+        Edges of the patch, with a self loop on every spot.
+    n_core
+        Spots of the patch without the halo.
+    scored
+        Scored spots of the patch.
+    scale
+        Factor on the summed loss.
+    """
 
     x: Tensor
     x_transposed: Tensor
     square: Tensor
     graph: SpatialGraph
-    scored: Tensor | None
+    n_core: int
+    scored: Tensor | slice
     scale: float
 
 
@@ -109,37 +128,31 @@ class STAGATEModule(nn.Module):
     def loss(self, batch: Batch) -> Tensor:
         """Mean squared error of the reconstruction over the scored spots and all genes, a scalar."""
         _, hidden, projected = self.encode(batch)
-        if batch.scored is not None:
-            hidden, projected = hidden[batch.scored], projected[batch.scored]
-        return (batch.square + tied_error(hidden, projected, self.encoder.weight)) * batch.scale
+        error = tied_error(hidden[batch.scored], projected[batch.scored], self.encoder.weight)
+        return (batch.square + error) * batch.scale
 
     @torch.no_grad()
     def predict(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return latent and reconstruction, negative values set to zero, `(n_spots, n_genes)`."""
+        """Return latent and reconstruction of the core spots, negative values set to zero, `(n_core, n_genes)`."""
         latent, hidden, _ = self.encode(batch)
-        return latent, (hidden @ self.encoder.weight.t()).clamp_(min=0)
+        return latent[: batch.n_core], (hidden[: batch.n_core] @ self.encoder.weight.t()).clamp_(min=0)
 
 
-def make_batch(x: Tensor, graph: SpatialGraph, scored: Tensor) -> Batch:
-    """Make the batch of a whole data set.
-
-    Parameters
-    ----------
-    x
-        Log-normalised expression, CSR tensor of shape `(n_spots, n_genes)`.
-    graph
-        Spatial graph without self loops.
-    scored
-        Boolean, shape `(n_spots,)`: spots that enter the loss; all others must have no expression.
-    """
-    n_scored = int(scored.sum())
-    square = x.values().double().square().sum()
-    x, x_transposed = dense_if_full(x, transpose_csr(x))
+def make_batch(patch: Patch) -> Batch:
+    """Make the batch of a patch: spots with their halo."""
+    if patch.graph is None:
+        raise ValueError("stagate needs a spatial graph.")
+    sparse = log_normalize(patch.counts)
+    x, x_transposed = dense_if_full(sparse, transpose_csr(sparse))
+    # Those that are not scored have no counts.
+    core = sparse.values()[: int(sparse.crow_indices()[patch.n_core])]
     return Batch(
         x=x,
         x_transposed=x_transposed,
-        square=square,
-        graph=graph.with_self_loops(),
-        scored=None if n_scored == len(scored) else scored.nonzero().squeeze(1),
-        scale=1.0 / (n_scored * x.shape[1]),
+        square=core.double().square().sum(),
+        graph=patch.graph,
+        n_core=patch.n_core,
+        # A slice costs nothing.
+        scored=slice(0, patch.n_core) if len(patch.scored) == patch.n_core else patch.scored,
+        scale=1.0 / (patch.n_scored * x.shape[1]),
     )

@@ -1,0 +1,117 @@
+"""The two schedules of DUSTED."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stdenoise._held_out import HeldOut
+from stdenoise._patches import Feed, Patches
+from stdenoise.methods.dusted.config import SCHEDULES, DUSTEDConfig
+from stdenoise.methods.dusted.module import Batch, DUSTEDModule, make_batch
+from stdenoise.scores.deviance import poisson_deviance
+from stdenoise.train.loop import Anneal, train
+from stdenoise.train.run import Run
+
+# Of the spots, at least this share and at most this number lose molecules, of each this share.
+_VALIDATION_SHARE, _VALIDATION_SPOTS, _HELD_OUT = 0.25, 8192, 0.1
+# Steps over which the learning rate rises, and passes at a falling one, as a share of those before.
+_WARMUP, _ANNEALING = 30, 0.5
+_PATIENCE = 3
+# Steps of a pass, as far as the spots per step stay between two bounds: below, a patch is mostly halo.
+_STEPS, _BATCH_SIZES = 24, (128, 2048)
+# Steps between two looks at the held-out molecules, at least: of a few hundred spots a pass says little.
+_LEAST_STEPS = 12
+# Least expected count: a dropout probability that rounds to 1 would let one molecule cost more than all others.
+_LEAST = 1e-6
+
+
+def train_as_published(
+    module: DUSTEDModule, config: DUSTEDConfig, data: Patches, run: Run, generator: torch.Generator
+) -> dict[str, list[float]]:
+    """Train at a constant learning rate."""
+    module.set_pooled(data)
+    feed = _feed(data, config, generator)
+    return train(module, module.loss, **_common(config, run, feed), restore_best=config.restore_best)
+
+
+def train_fast(
+    module: DUSTEDModule, config: DUSTEDConfig, data: Patches, run: Run, generator: torch.Generator
+) -> dict[str, list[float]]:
+    """Train until held-out molecules are no longer expected better, then on all molecules to a learning rate of zero."""
+    feed = _feed(data, config, generator)
+    validation = _Validation(data, feed.batch_size or data.n_spots, generator)
+    feed.data = validation.training
+    module.set_pooled(feed.data)
+
+    def begin() -> None:
+        feed.data = data
+        module.set_pooled(data)
+
+    return train(
+        module,
+        module.loss,
+        **_common(config, run, feed),
+        restore_best=True,
+        validation_loss=lambda: validation.loss(module),
+        anneal=Anneal(
+            n_steps=feed.n_steps,
+            warmup=_WARMUP,
+            patience=config.patience or _PATIENCE,
+            share=_ANNEALING,
+            begin=begin,
+        ),
+    )
+
+
+class _Validation:
+    """Some patches of tissue, of whose molecules some are held out."""
+
+    def __init__(self, data: Patches, batch_size: int, generator: torch.Generator) -> None:
+        cores = data.sample(batch_size, _VALIDATION_SHARE, _VALIDATION_SPOTS, generator)
+        held_out = HeldOut(data.spots.counts, torch.cat(cores).sort().values, _HELD_OUT, generator)
+        self.training = data.without(held_out)
+        self._n_entries = sum(map(len, cores)) * data.spots.counts.shape[1]
+        self._parts = [
+            (make_batch(patch, per_entry=True), held_out.of(patch.spots[: patch.n_core]).to(patch.spots.device))
+            for patch in (self.training.patch(core.numpy(), 1) for core in cores[data.rank :: data.world])
+        ]
+
+    def loss(self, module: DUSTEDModule) -> Tensor:
+        """Part of this process in the mean Poisson deviance of held-out molecules."""
+        total = torch.zeros((), dtype=torch.float64)
+        for batch, held_out in self._parts:
+            mean, _, *dropout = module.predict(batch)[2]
+            for probability in dropout:
+                mean = mean * (1 - probability)
+            expected = (mean * (_HELD_OUT / (1 - _HELD_OUT))).clamp_(min=_LEAST)
+            total += poisson_deviance(expected, held_out).cpu()
+        return total / self._n_entries
+
+
+def _feed(data: Patches, config: DUSTEDConfig, generator: torch.Generator) -> Feed[Batch]:
+    schedule = SCHEDULES[config.schedule]
+    per_entry = config.likelihood == "zinb" or (config.reduction or schedule.reduction) == "mean"
+    batch_size = config.batch_size
+    if batch_size is None and config.schedule == "fast":
+        batch_size = min(max(-(-data.n_spots // _STEPS), _BATCH_SIZES[0]), _BATCH_SIZES[1])
+    least_steps = _LEAST_STEPS if config.schedule == "fast" else 1
+    return Feed(
+        data, lambda patch: make_batch(patch, per_entry=per_entry), batch_size, generator, least_steps=least_steps
+    )
+
+
+def _common(config: DUSTEDConfig, run: Run, feed: Feed[Batch]) -> dict[str, Any]:
+    schedule = SCHEDULES[config.schedule]
+    return {
+        "lr": config.lr or schedule.lr,
+        "n_epochs": config.n_epochs or schedule.n_epochs,
+        "weight_decay": config.weight_decay,
+        "clip": config.clip,
+        "batches": feed,
+        "generator": feed.generator,
+        "run": run,
+        "description": "dusted",
+    }
