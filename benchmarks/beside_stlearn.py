@@ -54,7 +54,6 @@ def peak_memory():
 
 def run_ours(adata, weights, mode, radius):
     """Adjust with this package."""
-    from dataclasses import replace
 
     import torch
 
@@ -69,7 +68,7 @@ def run_ours(adata, weights, mode, radius):
     )
     spots = make_spots(adata.X, list(adata.var_names), positions=None, context=context, device=torch.device("cpu"))
     # The values are on the scale of the result already.
-    spots = replace(spots, lognorm=to_csr_tensor(adata.X, dtype=torch.float32))
+    vars(spots)["lognorm"] = to_csr_tensor(adata.X, dtype=torch.float32)
     method = SME(weights=weights, mode=mode, radius=radius)
     before, start = peak_memory(), time.process_time()
     mean = method.fit(spots, seed=0, progress=False).mean.numpy()

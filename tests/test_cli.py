@@ -250,7 +250,7 @@ BAD = [
     (["section.h5ad", "out.h5ad", "--set", "lr=1e30"], "the loss is nan"),
     (["section.h5ad", "out.h5ad", "--genes", "gnee1"], r"\['gnee1'\]"),
     (["section.h5ad", "out.h5ad", "--n-top-genes", "13"], "n_top_genes=13: only .* of 12 genes have more than 100"),
-    (["section.h5ad", "out.h5ad", "--layer", "raw"], "'raw' is not in layers of 'section.h5ad', which has 'true_mean'"),
+    (["section.h5ad", "out.h5ad", "--layer", "raw"], "'raw' is not in adata.layers, which has 'true_mean'"),
     (["section.h5ad", "out.h5ad", "--radius", "wide"], "radius='wide' is not valid; choose 'auto' or a number above 0"),
     (["section.h5ad", "out.h5ad", "--spatial-key", "xy"], "'xy' is not in adata.obsm"),
     (["section.h5ad", "out.h5ad", "--library-key", "x"], "'x' is not in adata.obs"),

@@ -4,10 +4,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as some
 from scipy import sparse
 
 from stdenoise._results import check_key_is_free, read_denoised, write_denoised
-from stdenoise._spots import Denoised, read_spots, select_genes
+from stdenoise._spots import Denoised, collect, log_normalize, read_spots, select_genes
 
 
 def read(adata, **changed):
@@ -85,6 +87,41 @@ def test_totals_beyond_single_precision():
     adata = ad.AnnData(np.array([[2**24, 1, 0], [2**24 + 1, 0, 0], [2**24, 0, 0]], dtype=np.int64))
     total = read(adata, graph_key=None).size_factors.double() * (2**24 + 1)
     assert total.max() == pytest.approx(2**24 + 1, abs=2)
+
+
+@pytest.mark.parametrize("positions", [None, [0, 4, 9]])
+def test_the_median_is_that_of_the_totals_over_all_genes(irregular, positions):
+    total = irregular.X.toarray().sum(axis=1)
+    spots = read(irregular, positions=None if positions is None else np.array(positions))
+    assert spots.median_total == np.median(total[total > 0])
+    assert isinstance(spots.median_total, float)
+
+
+def test_stored_zeros_are_no_counts_and_the_input_is_left(irregular, freeze):
+    matrix = sparse.csr_matrix(irregular.X)
+    matrix.data[::3] = 0
+    irregular.layers["zeros"] = matrix
+    before = freeze(irregular.layers["zeros"])
+    spots = read(irregular, layer="zeros")
+    assert (spots.counts.values() > 0).all()
+    np.testing.assert_array_equal(spots.counts.to_dense(), matrix.toarray())
+    assert len(spots.lognorm.values()) == matrix.count_nonzero()
+    assert freeze(irregular.layers["zeros"]) == before
+
+
+def test_log_normalised_values_are_computed_once(irregular):
+    spots = read(irregular)
+    assert spots.lognorm is spots.lognorm
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_log_normalisation_is_that_of_double_precision(dtype):
+    # One count beside 2^24 of them: their sum is no float32.
+    counts = torch.tensor([[1.0, 2.0**24, 0.0], [0.0, 0.0, 0.0], [3.0, 0.0, 1.0]], dtype=torch.float64)
+    x = log_normalize(counts.to(dtype).to_sparse_csr()).to_dense()
+    assert x.dtype == dtype
+    expected = torch.log1p(1e4 * counts / counts.sum(1, keepdim=True).clamp(min=1))
+    torch.testing.assert_close(x.double(), expected, rtol=1e-7 if dtype == torch.float32 else 1e-14, atol=0)
 
 
 def test_duplicate_entries_are_summed_and_the_input_is_left(irregular, freeze):
@@ -187,3 +224,27 @@ def test_a_key_is_free_again_after_a_result_of_its_own(hexagonal):
     hexagonal.obsm["made_mean"] = np.ones((61, 2))
     with pytest.raises(ValueError, match="^obsm/made_mean exists and was not written by stdenoise"):
         check_key_is_free(hexagonal, "made")
+
+
+# Blocks of results
+
+
+@given(seed=some.integers(0, 10_000), n_spots=some.integers(1, 20), n_blocks=some.integers(1, 6))
+def test_blocks_in_any_order_are_put_together(seed, n_spots, n_blocks):
+    rng = np.random.default_rng(seed)
+    mean, latent = (torch.from_numpy(rng.random((n_spots, width))) for width in (4, 2))
+    links = rng.random((n_spots, n_spots)) * (rng.random((n_spots, n_spots)) < 0.3)
+    blocks = []
+    for rows in np.array_split(rng.permutation(n_spots), n_blocks):
+        block = sparse.csr_matrix(links[rows])
+        attention = tuple(torch.tensor(part) for part in (block.indptr, block.indices, block.data))
+        part = Denoised(mean=mean[rows], scale="log1p", latent=latent[rows], attention=attention)
+        blocks.append((torch.from_numpy(rows), part))
+    whole = collect(blocks, n_spots, {"loss": [1.0, 0.5]})
+    assert torch.equal(whole.mean, mean)
+    assert torch.equal(whole.latent, latent)
+    assert (whole.dispersion, whole.dropout) == (None, None)
+    assert (whole.scale, whole.history) == ("log1p", {"loss": [1.0, 0.5]})
+    crow, col, weights = whole.attention
+    joined = sparse.csr_matrix((weights.numpy(), col.numpy(), crow.numpy()), shape=(n_spots, n_spots))
+    np.testing.assert_array_equal(joined.toarray(), links)

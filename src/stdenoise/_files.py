@@ -56,7 +56,7 @@ def check_writable(path: Path) -> None:
 
 def write(adata: AnnData, path: Path) -> None:
     """Write under a temporary name beside the path, then rename; what was there is replaced only when all is written."""
-    with replacing(path) as fresh:
+    with replacing(path) as fresh, explaining_full_disk(path.absolute().parent, adata.__sizeof__() / 1e9):
         if path.suffix == ".h5ad":
             adata.write_h5ad(fresh, compression="gzip")
         else:

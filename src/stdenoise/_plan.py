@@ -15,8 +15,8 @@ logger = logging.getLogger("stdenoise")
 _DEFAULT_SHARE = 0.6
 # Python with its libraries.
 _BASE_GB = 0.5
-# Below this a patch is mostly halo.
-_LEAST_SPOTS = 64
+# Below the first a patch is nothing but halo; rather than below the second, counts and results stay on disk.
+_LEAST_SPOTS, _FEW_SPOTS = 64, 1024
 # Spots of a compact patch with its halo, over those without it, at the least patch and far above it.
 _HALO = 4.0
 
@@ -76,6 +76,7 @@ def make_plan(
     n_arrays: int,
     memory: float | None,
     device: torch.device,
+    n_processes: int = 1,
     may_stream: bool,
     must_stream: bool = False,
 ) -> Plan:
@@ -90,9 +91,11 @@ def make_plan(
     n_arrays
         Arrays of the result that have the size of the data.
     memory
-        GB that may be used, on a GPU of its own memory; 60 % of what is free if not given.
+        GB that a process may use, on a GPU of its own memory; 60 % of what is free if not given.
     device
         Where the network is.
+    n_processes
+        Processes on this machine, which share what is free.
     may_stream, must_stream
         Whether counts and results can, or have to, stay on disk.
 
@@ -103,7 +106,7 @@ def make_plan(
     """
     fixed, per_spot = denoiser.working_memory(size.n_genes, size.n_counts / size.n_spots)
     on_cpu = device.type == "cpu"
-    host = free_gb("cpu") * _DEFAULT_SHARE if memory is None or not on_cpu else memory
+    host = free_gb("cpu") * _DEFAULT_SHARE / n_processes if memory is None or not on_cpu else memory
     budget = host if on_cpu else (memory if memory is not None else free_gb(str(device)) * _DEFAULT_SHARE)
     counts = 8 * size.n_counts / 1e9
     # What every spot takes: coordinates, edges, partitions.
@@ -133,7 +136,7 @@ def make_plan(
             return _chosen(None, streamed, data_device, {**parts, "work": per_spot * size.n_spots}, budget)
         # Compact patches: with each spot less, the halo weighs more.
         most = int(at_hand / per_spot / _HALO) if per_spot else 0
-        if most >= _LEAST_SPOTS:
+        if most >= (_FEW_SPOTS if may_stream and not streamed else _LEAST_SPOTS):
             most = min(most, size.n_spots)
             return _chosen(most, streamed, data_device, {**parts, "work": per_spot * most * _HALO}, budget)
         short, limit, place = {**parts, **least}, budget, str(device)

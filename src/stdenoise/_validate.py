@@ -80,7 +80,12 @@ def check_anndata(adata: Any, *, in_memory: bool = True) -> None:
 
 def read_libraries(adata: AnnData, library_key: str) -> tuple[list[str], np.ndarray]:
     """Read which library each spot belongs to: the names of those that have spots, and a position in them per spot."""
-    column = lookup(adata.obs, library_key, where="adata.obs").astype("category").cat.remove_unused_categories()
+    import pandas as pd
+
+    column = lookup(adata.obs, library_key, where="adata.obs")
+    # A column that was opened lazily is no Series.
+    series = column if isinstance(column, pd.Series) else pd.Series(np.asarray(column))
+    column = series.astype("category").cat.remove_unused_categories()
     codes = column.cat.codes.to_numpy()
     if (codes < 0).any():
         raise ValueError(f"adata.obs[{library_key!r}] has {(codes < 0).sum()} missing values.")

@@ -107,7 +107,8 @@ def denoise(
         _files.check_writable(target)
         if source.resolve() == target.resolve():
             raise ValueError(f"IN and OUT are the same, {str(source)!r}; the input is never overwritten.")
-        data = open_source(source, layer) if n_top_genes is None else _files.read(source)
+        may_stream = denoiser.has_network and target.suffix == ".zarr" and n_top_genes is None
+        data = open_source(source, layer) if may_stream else _files.read(source)
         adata = data.light if isinstance(data, Source) else data
         start = time.perf_counter()
         chosen: str | list[str] | None = genes

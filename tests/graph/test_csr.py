@@ -7,7 +7,7 @@ from torch.autograd import gradcheck
 from stdenoise.graph.csr import (
     SpatialGraph,
     aggregate,
-    dense_if_full,
+    with_transpose,
     select_rows,
     sparse_linear,
     to_csr_tensor,
@@ -73,7 +73,7 @@ def test_aggregate_gives_only_the_gradients_asked_for(graph):
 def test_more_than_a_quarter_of_the_entries_makes_a_matrix_dense(n_stored, layout):
     dense = torch.zeros(3, 4)
     dense.view(-1)[:n_stored] = 2.0
-    pair = dense_if_full(dense.to_sparse_csr(), transpose_csr(dense.to_sparse_csr()))
+    pair = with_transpose(dense.to_sparse_csr())
     assert [part.layout for part in pair] == [layout, layout]
     for part, expected in zip(pair, (dense, dense.t()), strict=True):
         torch.testing.assert_close(part if layout == torch.strided else part.to_dense(), expected)

@@ -11,7 +11,7 @@ from scipy import sparse
 import stdenoise as st
 from stdenoise._context import Context
 from stdenoise._patches import Patches
-from stdenoise._spots import make_spots
+from stdenoise._spots import collect, make_spots
 from stdenoise.graph.csr import SpatialGraph
 from stdenoise.methods.stagate import STAGATE, STAGATEConfig
 from stdenoise.methods.stagate.module import STAGATEModule, make_batch
@@ -176,7 +176,7 @@ def test_an_empty_spot_is_filled_in_from_its_neighbours_and_not_scored():
 
 def test_defaults_are_those_of_the_published_code():
     config = STAGATE().config
-    assert (config.n_hidden, config.n_latent, config.n_epochs) == (512, 30, 1000)
+    assert (config.n_hidden, config.n_latent, config.n_epochs, config.batch_size) == (512, 30, 1000, None)
     assert (config.lr, config.weight_decay, config.clip, config.restore_best) == (1e-3, 1e-4, 5.0, False)
 
 
@@ -192,6 +192,28 @@ def test_it_learns_what_spots_share():
     expected = torch.tensor(np.log1p(1e4 * truth / truth.sum(1, keepdims=True)))
     errors = [((values - expected) ** 2).mean() for values in (result.mean, data.lognorm.to_dense())]
     assert errors[0] < 0.5 * errors[1]
+
+
+@pytest.mark.parametrize("batch_size", [None, 9])
+def test_memory_does_not_change_what_is_computed(irregular, batch_size):
+    data, method = spots_of(irregular), STAGATE(**SMALL, batch_size=batch_size)
+    results = []
+    for max_spots in (None, 1, 7):
+        run = Run(max_spots=max_spots)
+        model = method.train(data, run)
+        results.append(collect(method.predict(model, data, run), 41, model.history))
+    whole, *others = results
+    for parts in others:
+        assert parts.history["loss"] == pytest.approx(whole.history["loss"], rel=1e-5)
+        torch.testing.assert_close(parts.mean, whole.mean, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(parts.latent, whole.latent, rtol=1e-3, atol=1e-4)
+
+
+def test_steps_on_patches_learn_in_fewer_passes():
+    data = spots(counts_of(100, 20), ring(100))
+    full, patches = (fit(data, n_epochs=20, lr=3e-3, batch_size=n).history["loss"] for n in (None, 10))
+    assert len(full) == len(patches) == 20
+    assert patches[-1] < full[-1] < full[0]
 
 
 def test_the_same_seed_gives_the_same_bits(irregular):
@@ -249,6 +271,7 @@ def test_divergence_is_an_error_with_advice():
         ({"n_hidden": 0}, "n_hidden must be an integer >= 1, not 0"),
         ({"n_latent": 2.5}, "n_latent must be an integer >= 1, not 2.5"),
         ({"n_epochs": -1}, "n_epochs must be an integer >= 1"),
+        ({"batch_size": 0}, "batch_size must be an integer >= 1, not 0"),
         ({"lr": 0}, "lr must be a number > 0"),
         ({"clip": float("inf")}, "clip must be a number > 0"),
         ({"weight_decay": -1}, "weight_decay must be a number >= 0"),

@@ -1,7 +1,5 @@
 """Worked numbers of the authors' MAGIC (magic-impute 3.0.0 with graphtools 2.1.0), on six profiles of four genes."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch

@@ -61,7 +61,7 @@ def row_sum(matrix: Tensor) -> Tensor:
     return (matrix @ matrix.values().new_ones(matrix.shape[1], 1)).squeeze(1)
 
 
-def dense_if_full(matrix: Tensor, transposed: Tensor) -> tuple[Tensor, Tensor]:
+def with_transpose(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """Return a CSR tensor and its transpose, both dense where more than a quarter of the entries is stored.
 
     From there on a dense matrix takes no more memory than a sparse one and its transpose, and its products are faster.
@@ -69,7 +69,7 @@ def dense_if_full(matrix: Tensor, transposed: Tensor) -> tuple[Tensor, Tensor]:
     if len(matrix.values()) > matrix.shape[0] * matrix.shape[1] / 4:
         matrix = matrix.to_dense()
         return matrix, matrix.t()
-    return matrix, transposed
+    return matrix, transpose_csr(matrix)
 
 
 def select_rows(matrix: Tensor, rows: Tensor) -> Tensor:

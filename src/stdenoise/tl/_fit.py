@@ -13,6 +13,7 @@ from scipy import sparse
 
 from stdenoise import _files, _results, _spots
 from stdenoise._context import read_context
+from stdenoise._device import speaks_for_all, started_by_launcher
 from stdenoise._plan import Plan, Size, make_plan
 from stdenoise._source import Source, open_source
 from stdenoise._spots import Denoised
@@ -87,16 +88,18 @@ def run(
         else align_genes(light, trained, request.model_path)
     )
     if not denoiser.has_network:
+        if out is not None and not speaks_for_all():
+            return None
         adata = source.load() if isinstance(source, Source) else source
         spots = _read(adata, request, positions, request.device)
         result = denoiser.fit(spots, seed=request.seed, progress=request.progress)
         ((_, result),) = chosen([(spots.nonempty, result)], request.arrays, adata.n_obs, progress=False)
         return _store(adata, result, request, positions, provenance, out=out, copy=copy)
 
-    plan = _plan(source, request, positions, may_stream=may_stream, must_stream=must_stream)
-    how = open_run(
-        request.how, seed=request.seed, progress=request.progress, device=request.device, max_spots=plan.max_spots
-    )
+    how = open_run(request.how, seed=request.seed, progress=request.progress, device=request.device)
+    # What is free differs from process to process: the first one decides for all.
+    plan = how.tell(_plan(source, request, positions, may_stream=may_stream, must_stream=must_stream))
+    how = replace(how, max_spots=plan.max_spots)
     if plan.streamed and out is not None:
         source = source if isinstance(source, Source) else open_source(source, request.layer)
         stream(source, request, provenance, positions, how, out=out)
@@ -181,6 +184,7 @@ def _plan(
         n_arrays=request.n_arrays,
         memory=request.how.memory,
         device=request.device,
+        n_processes=(started_by_launcher() or (1, 1))[0],
         may_stream=may_stream,
         must_stream=must_stream,
     )

@@ -104,7 +104,15 @@ def train_network(denoiser: Denoiser, spots: Spots, how: Circumstances, run: Run
         )
         run = replace(run, checkpoint=checkpoint)
     if run.fabric is None and how.devices > 1:
-        return spawn(_work, denoiser, spots, run, device=device, n_devices=how.devices, strategy=how.strategy)
+        try:
+            return spawn(_work, denoiser, spots, run, device=device, n_devices=how.devices, strategy=how.strategy)
+        except (KeyboardInterrupt, ChildProcessError) as error:
+            if run.checkpoint is None or not run.checkpoint.path.exists():
+                raise
+            if isinstance(error, KeyboardInterrupt):
+                run.checkpoint.stop()
+            advice = f"{str(run.checkpoint.path)!r} is saved: run it again with resume to go on."
+            raise ChildProcessError(f"{error} {advice}") from error
     return denoiser.train(spots, run)
 
 
@@ -116,14 +124,13 @@ def _work(fabric: Any, denoiser: Denoiser, spots: Spots, run: Run) -> Model:
     return replace(model, state={name: tensor.cpu() for name, tensor in model.state.items()})
 
 
-def open_run(how: Circumstances, *, seed: int, progress: bool, device: torch.device, max_spots: int | None) -> Run:
+def open_run(how: Circumstances, *, seed: int, progress: bool, device: torch.device) -> Run:
     """Return how this process trains, connected to the others where a launcher has started several."""
     fabric = join(device, how.strategy)
     return Run(
         seed=seed,
         progress=progress and (fabric is None or fabric.global_rank == 0),
         device=device if fabric is None else fabric.device,
-        max_spots=max_spots,
         precision=how.precision,
         fabric=fabric,
     )

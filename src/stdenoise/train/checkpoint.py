@@ -18,9 +18,13 @@ from typing import Any
 
 import torch
 
+from stdenoise._device import started_by_launcher
+
 logger = logging.getLogger("stdenoise")
 
 _FORMAT = 1
+_ECHO = 1.0
+"""Seconds in which another signal is no second one, where there are several processes: who started them hands on what they got."""
 
 
 def save_tensors(path: Path, kind: str, content: Mapping[str, Any]) -> None:
@@ -170,11 +174,16 @@ class Checkpoint:
             return
         numbers = (signal.SIGINT, signal.SIGTERM)
         before = {number: signal.getsignal(number) for number in numbers}
+        echo = 0.0 if started_by_launcher() is None else _ECHO
+
+        told_at = 0.0
 
         def note(number: int, frame: FrameType | None) -> None:
-            if self._signal is not None:
+            nonlocal told_at
+            if self._signal is None:
+                self._signal, told_at = number, time.monotonic()
+            elif time.monotonic() - told_at >= echo:
                 raise KeyboardInterrupt
-            self._signal = number
 
         try:
             for number in numbers:

@@ -60,7 +60,8 @@ def spawn(function: Callable[..., T], *args: Any, device: torch.device, n_device
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "result"
         try:
-            start(_work, (n_devices, _free_port(), result, device, strategy, function, args), nprocs=n_devices)
+            arguments = (n_devices, _free_port(), result, device, strategy, function, args)
+            _wait_for(start(_work, arguments, nprocs=n_devices, join=False))
         except ProcessExitedException as error:
             raise ChildProcessError(f"a process of this training has ended: {error}.") from error
         except ProcessRaisedException as error:
@@ -69,6 +70,19 @@ def spawn(function: Callable[..., T], *args: Any, device: torch.device, n_device
         # Through a file: shared memory ends with the process that made it.
         value: T = pickle.loads(result.read_bytes())
     return value
+
+
+def _wait_for(context: Any) -> None:
+    try:
+        while not context.join():
+            pass
+    except KeyboardInterrupt:
+        for process in context.processes:
+            process.terminate()
+        # They may have something to save.
+        for process in context.processes:
+            process.join()
+        raise
 
 
 def _work(

@@ -13,7 +13,8 @@ from stdenoise._validate import check_choice, check_number
 class DUSTEDConfig:
     """Hyperparameters of DUSTED.
 
-    The defaults are those of the released run on a DLPFC section. "Code" and "paper" below name the source of a default.
+    The network's defaults are those of the released run on a DLPFC section, and so is all else with `schedule="paper"`. "Code" and
+    "paper" below name the source of a default.
 
     Parameters
     ----------

@@ -13,11 +13,11 @@ from stdenoise._spots import log_normalize
 from stdenoise.graph.csr import (
     SpatialGraph,
     aggregate,
-    dense_if_full,
     row_sum,
     select_rows,
     sparse_linear,
     transpose_csr,
+    with_transpose,
     with_values,
 )
 from stdenoise.methods.dusted.config import DUSTEDConfig
@@ -153,8 +153,7 @@ def make_batch(patch: Patch, *, per_entry: bool) -> Batch:
     if patch.graph is None:
         raise ValueError("dusted needs a spatial graph.")
     n_genes = patch.counts.shape[1]
-    x = log_normalize(patch.counts)
-    x, x_transposed = dense_if_full(x, transpose_csr(x))
+    x, x_transposed = with_transpose(log_normalize(patch.counts))
     # A slice costs nothing.
     scored = slice(0, patch.n_core) if len(patch.scored) == patch.n_core else patch.scored
     return Batch(

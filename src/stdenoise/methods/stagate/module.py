@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from stdenoise._patches import Patch
 from stdenoise._spots import log_normalize
-from stdenoise.graph.csr import SpatialGraph, aggregate, dense_if_full, sparse_linear, transpose_csr
+from stdenoise.graph.csr import SpatialGraph, aggregate, sparse_linear, with_transpose
 from stdenoise.methods.stagate.config import STAGATEConfig
 from stdenoise.nn.attention import GraphAttention, xavier_normal
 
@@ -143,7 +143,7 @@ def make_batch(patch: Patch) -> Batch:
     if patch.graph is None:
         raise ValueError("stagate needs a spatial graph.")
     sparse = log_normalize(patch.counts)
-    x, x_transposed = dense_if_full(sparse, transpose_csr(sparse))
+    x, x_transposed = with_transpose(sparse)
     # Those that are not scored have no counts.
     core = sparse.values()[: int(sparse.crow_indices()[patch.n_core])]
     return Batch(

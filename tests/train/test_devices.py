@@ -1,0 +1,403 @@
+"""Several processes that train one network: the same result, and what is left when one of them ends."""
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import pytest
+import torch
+
+import stdenoise as st
+from stdenoise._spots import collect, read_spots
+from stdenoise.methods import DCA, DUSTED, STAGATE
+from stdenoise.methods._base import Model
+from stdenoise.train import loop
+from stdenoise.train.devices import join
+from stdenoise.train.run import Run
+
+LINUX = pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs /proc")
+CPU = torch.device("cpu")
+SMALL = {"n_hidden": 8, "n_latent": 3, "n_epochs": 6}
+# Large steps from where the means are not far off.
+STEPS = {**SMALL, "gate_reduction": 4, "alpha": 0.1, "lr": 1e-2}
+PAPER = {**STEPS, "schedule": "paper"}
+# With slow steps, long enough to be killed.
+LONG = {**PAPER, "n_epochs": 400, "lr": 1e-3}
+NETWORKS = {
+    "paper": (DUSTED, PAPER),
+    "batches": (DUSTED, {**PAPER, "batch_size": 60, "likelihood": "nb"}),
+    "fast": (DUSTED, {**STEPS, "batch_size": 60}),
+    "stagate": (STAGATE, SMALL),
+    "stagate, batches": (STAGATE, {**SMALL, "batch_size": 60}),
+}
+N_SPOTS = 200
+
+# Trains all networks with two processes. Each of them imports the script, and must not start processes of its own.
+SCRIPT = """
+import pickle, sys
+from pathlib import Path
+import torch
+from stdenoise.train.devices import spawn
+from stdenoise.train.run import Run
+
+def train(fabric, networks, spots):
+    run = Run(seed=3, fabric=fabric, max_spots=40)
+    return {name: vars(make(**params).train(spots, run)) for name, (make, params) in networks.items()}
+
+if __name__ == "__main__":
+    device = torch.device("cpu")
+    models = spawn(train, *pickle.loads(Path("in.pkl").read_bytes()), device=device, n_devices=2, strategy="auto")
+    Path("out.pkl").write_bytes(pickle.dumps(models))
+"""
+
+# The command line, where each step takes a while; this too is imported by each process.
+SLOW = """
+import pathlib, sys, time
+import torch
+from stdenoise.methods.dusted.module import DUSTEDModule
+
+torch.set_num_threads(1)
+loss = DUSTEDModule.loss
+def slow(self, batch):
+    pathlib.Path("training").touch()
+    time.sleep(0.05)
+    return loss(self, batch)
+DUSTEDModule.loss = slow
+if __name__ == "__main__":
+    from stdenoise.cli import main
+    main(sys.argv[1:])
+"""
+
+
+@pytest.fixture(scope="module")
+def section():
+    adata = st.datasets.tissue(n_spots=N_SPOTS, n_genes=12)
+    st.pp.spatial_graph(adata)
+    return adata
+
+
+@pytest.fixture(scope="module")
+def spots(section):
+    return read_spots(
+        section,
+        layer=None,
+        positions=None,
+        graph_key="spatial",
+        library_key=None,
+        spatial_key="spatial",
+        allow_fractions=False,
+        device=CPU,
+    )
+
+
+@pytest.fixture
+def folder(section, tmp_path, monkeypatch):
+    section.write_h5ad(tmp_path / "in.h5ad")
+    (tmp_path / "slow.py").write_text(SLOW)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+RUNNING = []
+
+
+@pytest.fixture(autouse=True)
+def end_all():
+    """End what a failed test has left running."""
+    yield
+    while RUNNING:
+        run = RUNNING.pop()
+        if run.poll() is None:
+            os.killpg(run.pid, signal.SIGKILL)
+        run.communicate(timeout=60)
+
+
+def start(*command, cwd=None):
+    """Start Python in a group of processes of its own, as a terminal does."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    run = subprocess.Popen(
+        [sys.executable, *map(str, command)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        cwd=cwd,
+        start_new_session=True,
+    )
+    RUNNING.append(run)
+    return run
+
+
+def means_of(denoiser, model, spots):
+    return collect(denoiser.predict(model, spots, Run()), N_SPOTS, {}).mean.numpy()
+
+
+def options_of(params):
+    return [part for name, value in params.items() for part in ("--set", f"{name}={value}")]
+
+
+# The same result
+
+
+@pytest.fixture(scope="module")
+def two_processes(spots, tmp_path_factory):
+    """The networks that two processes have trained."""
+    folder = tmp_path_factory.mktemp("two")
+    (folder / "run.py").write_text(SCRIPT)
+    (folder / "in.pkl").write_bytes(pickle.dumps((NETWORKS, spots)))
+    run = start("run.py", cwd=folder)
+    _, errors = run.communicate(timeout=120)
+    assert run.returncode == 0, errors
+    return {name: Model(**model) for name, model in pickle.loads((folder / "out.pkl").read_bytes()).items()}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_two_processes_give_the_result_of_one(spots, two_processes, name):
+    make, params = NETWORKS[name]
+    denoiser, two = make(**params), two_processes[name]
+    one = denoiser.train(spots, Run(seed=3))
+    assert one.history.keys() == two.history.keys()
+    for key, values in one.history.items():
+        np.testing.assert_allclose(two.history[key], values, rtol=1e-5)
+    for key, tensor in one.state.items():
+        torch.testing.assert_close(two.state[key], tensor, rtol=1e-5, atol=1e-5 * float(tensor.abs().max()))
+    ours, theirs = (means_of(denoiser, model, spots) for model in (two, one))
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5 * np.abs(theirs).max())
+    # Much was trained, and another seed gives another network.
+    assert one.history["loss"][-1] < 0.95 * one.history["loss"][0]
+    other = denoiser.train(spots, Run(seed=4))
+    assert not np.allclose(means_of(denoiser, other, spots), theirs, rtol=1e-2)
+
+
+def test_one_argument_is_enough(section, tmp_path):
+    one = st.tl.denoise(section, copy=True, **PAPER)
+    files = {"save_model": tmp_path / "network.pt", "checkpoint": tmp_path / "run.pt"}
+    two = st.tl.denoise(section, copy=True, devices=2, **files, **PAPER)
+    for name in ("mean", "dispersion", "dropout"):
+        values = one.layers[f"dusted_{name}"]
+        np.testing.assert_allclose(two.layers[f"dusted_{name}"], values, rtol=1e-5, atol=1e-5 * values.max())
+    np.testing.assert_allclose(two.uns["dusted"]["history"]["loss"], one.uns["dusted"]["history"]["loss"], rtol=1e-5)
+    again = st.tl.denoise(section, copy=True, model=files["save_model"])
+    np.testing.assert_array_equal(again.layers["dusted_mean"], two.layers["dusted_mean"])
+    # The training is over: nothing is left to be done.
+    resumed = st.tl.denoise(section, copy=True, checkpoint=files["checkpoint"], resume=True, **PAPER)
+    np.testing.assert_array_equal(resumed.layers["dusted_mean"], two.layers["dusted_mean"])
+    assert {path.name for path in tmp_path.iterdir()} == {"network.pt", "run.pt"}
+
+
+class NoFabric:
+    """Fabric of the first of two processes, as far as a method looks at it before it trains."""
+
+    global_rank, world_size, device = 0, 2, CPU
+
+
+def test_dca_cannot_share_its_batches(spots):
+    with pytest.raises(ValueError, match="dca normalises over the spots of a batch.*use devices=1"):
+        DCA(n_epochs=1).train(spots, Run(fabric=NoFabric()))
+
+
+@pytest.mark.slow
+def test_a_process_that_fails_says_why(section):
+    with pytest.raises(
+        ChildProcessError, match="has failed: ValueError: dca normalises over the spots of a batch.*use devices=1"
+    ):
+        st.tl.denoise(section, "dca", devices=2, n_epochs=1)
+    assert "dca" not in section.uns
+
+
+@pytest.mark.parametrize(
+    ("devices", "error"), [(0, ValueError), (-1, ValueError), (1.5, (TypeError, ValueError)), ("all", TypeError)]
+)
+def test_numbers_of_devices(section, devices, error):
+    with pytest.raises(error, match="devices"):
+        st.tl.denoise(section, devices=devices, **PAPER)
+
+
+def test_methods_without_a_network(section):
+    with pytest.raises(TypeError, match=r"\['devices'\] do not apply to gene_mean, which trains no network"):
+        st.tl.denoise(section, "gene_mean", devices=2)
+
+
+def test_a_process_on_its_own_joins_nothing(monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "SLURM_STEP_NUM_TASKS"):
+        monkeypatch.delenv(name, raising=False)
+    assert join(CPU, "auto") is None
+    run = Run()
+    assert (run.share, run.is_first, run.tell("word")) == ((0, 1), True, "word")
+    tensors = [torch.arange(3.0)]
+    run.add_up(tensors)
+    run.wait()
+    assert tensors[0].tolist() == [0, 1, 2]
+
+
+# torchrun
+
+
+def torchrun(*command):
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    return start(*launcher, *command)
+
+
+def test_torchrun(section, folder):
+    whole = st.tl.denoise(section, copy=True, **PAPER)
+    run = torchrun("-m", "stdenoise", "denoise", "in.h5ad", "out.zarr", "--no-progress", *options_of(PAPER))
+    printed, errors = run.communicate(timeout=120)
+    assert run.returncode == 0, errors
+    after = ad.read_zarr("out.zarr")
+    for name in ("mean", "dispersion", "dropout"):
+        values = whole.layers[f"dusted_{name}"]
+        np.testing.assert_allclose(after.layers[f"dusted_{name}"], values, rtol=1e-5, atol=1e-5 * values.max())
+    # The first process speaks for all.
+    assert printed.count(f"{N_SPOTS} spots x 12 genes") == 1
+    assert printed.count("written  layers/dusted_mean") == 1
+    assert {path.name for path in folder.iterdir()} == {"in.h5ad", "out.zarr", "slow.py"}
+
+
+def least_memory(section):
+    from stdenoise._plan import Size, make_plan
+
+    low, high = 0.0, 10.0
+    while high - low > 1e-8:
+        middle = (low + high) / 2
+        size = Size(*section.shape, section.X.nnz)
+        try:
+            make_plan(DUSTED(**PAPER), size, n_arrays=3, memory=middle, device=CPU, may_stream=True)
+        except MemoryError:
+            low = middle
+        else:
+            high = middle
+    return high
+
+
+@pytest.mark.slow
+def test_torchrun_from_disk_to_disk(section, folder):
+    whole = st.tl.denoise(section, copy=True, **PAPER)
+    command = ["-m", "stdenoise", "-v", "denoise", "in.h5ad", "out.zarr", "--no-progress", *options_of(PAPER)]
+    run = torchrun(*command, "--memory", f"{least_memory(section):.9f}", "--save-model", "network.pt")
+    printed, errors = run.communicate(timeout=120)
+    assert run.returncode == 0, errors
+    assert "counts and results on disk" in errors
+    after = ad.read_zarr("out.zarr")
+    for name in ("mean", "dispersion", "dropout"):
+        values = whole.layers[f"dusted_{name}"]
+        np.testing.assert_allclose(after.layers[f"dusted_{name}"], values, rtol=2e-4, atol=1e-5 * values.max())
+    np.testing.assert_array_equal(after.obs_names, section.obs_names)
+    assert printed.count(f"{N_SPOTS} spots x 12 genes") == 1
+    assert {path.name for path in folder.iterdir()} == {"in.h5ad", "out.zarr", "slow.py", "network.pt"}
+
+
+@pytest.mark.slow
+def test_torchrun_and_a_method_without_a_network(section, folder):
+    run = torchrun("-m", "stdenoise", "denoise", "in.h5ad", "out.zarr", "--method", "gene_mean")
+    printed, errors = run.communicate(timeout=120)
+    assert run.returncode == 0, errors
+    assert printed.count("written  layers/gene_mean_mean") == 1
+    assert "gene_mean_mean" in ad.read_zarr("out.zarr").layers
+
+
+# One process ends
+
+
+def children_of(pid):
+    """Processes that train; multiprocessing starts another one, which cleans up."""
+    found = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return [child for child in found if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
+
+
+def is_running(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def wait_until(condition, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "nothing happened"
+        time.sleep(0.02)
+
+
+def start_slow_run(folder, launch, *options, minutes=0):
+    """Start a run that would take minutes, and wait until it is training and, if it does so at once, has saved something."""
+    options = [*options_of(LONG), "--no-progress", "--checkpoint", "run.pt", *options]
+    run = launch("slow.py", "denoise", "in.h5ad", "out.zarr", *options, "--checkpoint-minutes", minutes)
+    wait_until((folder / ("training" if minutes else "run.pt")).exists)
+    return run
+
+
+@LINUX
+@pytest.mark.parametrize("which", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_killed_process_ends_the_run_and_leaves_a_checkpoint(section, folder, which):
+    run = start_slow_run(folder, start, "--devices", 2)
+    children = children_of(run.pid)
+    assert len(children) == 2
+    killed_at = time.monotonic()
+    os.kill(children[which], signal.SIGKILL)
+    printed, errors = run.communicate(timeout=60)
+    assert time.monotonic() - killed_at < 30
+    assert run.returncode == 2
+    (line,) = [line for line in errors.splitlines() if line.startswith("Error")]
+    assert "a process of this training has" in line
+    assert line.endswith("'run.pt' is saved: run it again with resume to go on.")
+    wait_until(lambda: not any(map(is_running, children)))
+    assert printed == ""
+    assert not (folder / "out.zarr").exists()
+    assert_goes_on(section, folder)
+
+
+def assert_goes_on(section, folder):
+    """Assert that a single process ends what several have begun, with the result of one that did all."""
+    before = []
+    resume = loop._Training.resume
+
+    def look(training):
+        resume(training)
+        before.append((training.state.epoch, training.state.step))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop._Training, "resume", look)
+        resumed = st.tl.denoise(section, copy=True, checkpoint=folder / "run.pt", resume=True, **LONG)
+    assert (0, 0) < before[0] < (LONG["n_epochs"] - 100, 0)
+    whole = st.tl.denoise(section, copy=True, **LONG)
+    ours, theirs = (adata.uns["dusted"]["history"]["loss"] for adata in (resumed, whole))
+    assert len(ours) == len(theirs)
+    # Rounding grows with each step.
+    n_epochs = before[0][0] + 3
+    np.testing.assert_allclose(ours[:n_epochs], theirs[:n_epochs], rtol=1e-4)
+    assert ours[-1] < 0.9 * ours[n_epochs]
+
+
+@LINUX
+@pytest.mark.parametrize("whom", ["all", pytest.param("parent", marks=pytest.mark.slow)])
+def test_an_interrupted_run_says_how_to_go_on(folder, whom):
+    run = start_slow_run(folder, start, "--devices", 2)
+    children = children_of(run.pid)
+    # A terminal tells all of them.
+    (os.killpg if whom == "all" else os.kill)(run.pid, signal.SIGINT)
+    printed, errors = run.communicate(timeout=60)
+    assert run.returncode == 130
+    assert "stopped; 'run.pt' is saved: run it again with resume to go on." in errors
+    assert "Traceback" not in errors
+    assert printed == ""
+    assert not any(map(is_running, children))
+    assert not (folder / "out.zarr").exists()
+
+
+@LINUX
+@pytest.mark.slow
+def test_an_interrupted_torchrun_is_saved(folder):
+    run = start_slow_run(folder, torchrun, minutes=1000)
+    assert not (folder / "run.pt").exists()
+    # The processes get it from the terminal and, as torchrun hands it on, again.
+    os.killpg(run.pid, signal.SIGINT)
+    _, errors = run.communicate(timeout=60)
+    assert "stopped by SIGINT; 'run.pt' is saved: run it again with resume to go on." in errors
+    assert (folder / "run.pt").exists()
+    assert not (folder / "out.zarr").exists()
