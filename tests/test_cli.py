@@ -1,8 +1,11 @@
+import contextlib
 import logging
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from unittest import mock
 
 import anndata as ad
@@ -365,3 +368,159 @@ def test_help_and_version(run, arguments):
 @pytest.mark.parametrize("arguments", [["denoise"], ["denoise", "a.h5ad", "b.h5ad", "--n-top-genes", "0"], ["denoize"]])
 def test_wrong_usage_is_exit_code_2(run, arguments):
     assert run(*arguments).exit_code == 2
+
+
+# Networks: memory, devices, files
+
+NETWORK_OPTIONS = {
+    "--memory",
+    "--arrays",
+    "--dtype",
+    "--devices",
+    "--strategy",
+    "--precision",
+    "--checkpoint",
+    "--checkpoint-minutes",
+    "--resume",
+    "--save-model",
+    "--model",
+}
+
+
+def test_options_are_the_arguments_of_the_function(run):
+    import inspect
+
+    words = set(re.findall(r"--[a-z-]+", run("denoise", "--help").stdout))
+    assert words >= NETWORK_OPTIONS
+    arguments = {f"--{name.replace('_', '-')}" for name in inspect.signature(st.tl.denoise).parameters}
+    # Python has the AnnData at hand; parameters of the method are --set.
+    assert arguments - words == {"--adata", "--copy", "--check-counts", "--out", "--params"}
+
+
+def test_defaults_are_those_of_the_function():
+    import inspect
+
+    parameters = inspect.signature(st.tl.denoise).parameters
+    defaults = {option.name: option.default for option in cli.denoise.params}
+    for name in ("devices", "strategy", "precision", "checkpoint_minutes", "dtype", "seed", "device"):
+        assert defaults[name] == parameters[name].default
+
+
+@pytest.mark.parametrize("suffix", [".h5ad", ".zarr"])
+def test_a_network_is_saved_and_applied(run, section, tmp_path, suffix):
+    first, second, network = tmp_path / "first.h5ad", tmp_path / f"second{suffix}", tmp_path / "network.pt"
+    assert run("denoise", section, first, *FAST, "--save-model", network).exit_code == 0
+    result = run("denoise", section, second, "--model", network, "--key-added", "mine", "--arrays", "dropout,latent")
+    assert result.exit_code == 0, result.output
+    before, after = ad.read_h5ad(first), _files.read(second)
+    np.testing.assert_array_equal(after.layers["mine_mean"], before.layers["dusted_mean"])
+    assert {name for name in after.layers if "mine" in name} == {"mine_mean", "mine_dropout"}
+    assert "dusted, seed 0, cpu" in result.stdout
+    assert names_in(tmp_path) == sorted([section.name, first.name, second.name, network.name])
+
+
+def test_half_precision_on_disk(run, section, tmp_path):
+    assert run("denoise", section, tmp_path / "out.zarr", *FAST, "--dtype", "float16").exit_code == 0
+    assert ad.read_zarr(tmp_path / "out.zarr").layers["dusted_dropout"].dtype == np.float16
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, KeyboardInterrupt("stopped; 'a.pt' is saved")])
+def test_an_interruption_is_exit_code_130(run, section, tmp_path, monkeypatch, stop):
+    def interrupt(*_, **__):
+        raise stop
+
+    monkeypatch.setattr(st.methods.DUSTED, "train", interrupt)
+    result = run("denoise", section, tmp_path / "out.zarr", *FAST)
+    assert result.exit_code == 130
+    assert lines_of(result.stderr) == ["stopped; 'a.pt' is saved" if isinstance(stop, KeyboardInterrupt) else "stopped"]
+    assert result.stdout == ""
+    assert names_in(tmp_path) == [section.name]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+def test_an_interrupted_run_goes_on(section, tmp_path):
+    slow = (
+        "import time\n"
+        "from stdenoise.methods.dusted.module import DUSTEDModule\n"
+        "from stdenoise.cli import main\n"
+        "loss = DUSTEDModule.loss\n"
+        "DUSTEDModule.loss = lambda *args: time.sleep(0.02) or loss(*args)\n"
+        "main()\n"
+    )
+    settings = ["--set", "n_hidden=8", "--set", "n_latent=3", "--set", "n_epochs=300", "--set", "schedule=paper"]
+    options = [*settings, "--no-progress", "--checkpoint", "run.pt", "--checkpoint-minutes", "0", "--resume"]
+    command = ["denoise", section.name, "out.zarr", *options]
+    process = subprocess.Popen(
+        [sys.executable, "-c", slow, *command], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "run.pt").exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        printed, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130, errors
+    assert lines_of(errors) == ["stopped by SIGINT; 'run.pt' is saved: run it again with resume to go on."]
+    assert printed == ""
+    assert names_in(tmp_path) == ["run.pt", section.name]
+    with contextlib.chdir(tmp_path), mock.patch("time.sleep"):
+        result = CliRunner().invoke(cli.main, command)
+    assert result.exit_code == 0, result.output
+    whole = st.tl.denoise(
+        read_with_graph(section), copy=True, n_hidden=8, n_latent=3, n_epochs=300, schedule="paper", progress=False
+    )
+    after = ad.read_zarr(tmp_path / "out.zarr")
+    np.testing.assert_allclose(after.layers["dusted_mean"], whole.layers["dusted_mean"], rtol=1e-3)
+
+
+def read_with_graph(path):
+    adata = ad.read_h5ad(path)
+    st.pp.spatial_graph(adata)
+    return adata
+
+
+def test_the_summary_comes_from_the_first_process(run, section, tmp_path, monkeypatch):
+    for rank, speaks in (("0", True), ("1", False)):
+        for name, value in {"RANK": rank, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}.items():
+            monkeypatch.setenv(name, value)
+        # No other process is there to be joined.
+        result = run("denoise", section, tmp_path / f"out{rank}.h5ad", "--method", "gene_mean")
+        assert result.exit_code == 0, result.output
+        assert ("method" in result.stdout) == speaks
+        assert (tmp_path / f"out{rank}.h5ad").exists() == speaks
+
+
+NETWORK_BAD = [
+    (["--memory", "much"], "memory='much' is not valid; give a number of GB"),
+    (["--memory", "100 MB"], r"dusted on 61 spots x 12 genes needs about .* may use 0\.10 GB; give more with memory="),
+    (["--devices", "0"], "devices must be an integer >= 1, not 0"),
+    (["--precision", "16"], "precision='16' is not valid"),
+    (["--dtype", "float64"], "dtype='float64' is not valid"),
+    (["--arrays", "gate"], "arrays='gate' is not valid"),
+    (["--checkpoint-minutes", "-1"], "checkpoint_minutes must be"),
+    (["--resume"], "resume=True needs checkpoint="),
+    (["--checkpoint", "nowhere/a.pt"], "checkpoint='nowhere/a.pt': there is no folder"),
+    (["--checkpoint", "text.pt", "--resume"], "'text.pt' is damaged or no checkpoint of stdenoise: "),
+    (["--save-model", "nowhere/a.pt"], "save_model='nowhere/a.pt': there is no folder"),
+    (["--model", "missing.pt"], "there is no model 'missing.pt'"),
+    (["--model", "text.pt"], "'text.pt' is damaged or no model of stdenoise: "),
+    (["--method", "gene_mean", "--memory", "4 GB"], r"\['memory'\] do not apply to gene_mean, which trains no network"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), NETWORK_BAD, ids=[" ".join(case[0]) for case in NETWORK_BAD])
+@pytest.mark.parametrize("target", ["out.h5ad", "out.zarr"])
+def test_what_a_network_cannot_do_is_one_line_and_exit_code_2(
+    run, section, tmp_path, monkeypatch, options, message, target
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.pt").write_text("no network")
+    settings = [] if "gene_mean" in options or "--model" in options else FAST
+    result = run("denoise", "section.h5ad", target, "--no-progress", *settings, *options)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    (line,) = lines_of(result.stderr)
+    assert re.match(f"Error: {message}", line)
+    assert names_in(tmp_path) == ["section.h5ad", "text.pt"]

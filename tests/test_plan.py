@@ -95,6 +95,29 @@ def test_what_is_on_disk_stays_there(free):
     assert made.max_spots is None
 
 
+def test_few_spots_at_a_time_are_worked_on_from_the_disk(free):
+    free(1e6)
+    least = least_memory(DUSTED(), LARGE, may_stream=False)
+    # Little is left beside counts and results: patches would be mostly halo.
+    assert plan(memory=least, may_stream=False).max_spots < _plan._FEW_SPOTS
+    assert plan(memory=least).streamed
+    assert plan(memory=least).max_spots > 50 * plan(memory=least, may_stream=False).max_spots
+    assert plan(memory=least + 1) == plan(memory=least + 1, may_stream=False)
+
+
+def test_processes_share_what_is_free(free):
+    free(400.0)
+    size = Size(100_000, 500, 12_500_000)
+    shared = make_plan(DUSTED(), size, n_arrays=3, memory=None, device=CPU, n_processes=4, may_stream=False)
+    assert shared.budget == pytest.approx(0.6 * 400 / 4)
+    # What was asked for is for each of them, and a GPU is not shared.
+    asked = make_plan(DUSTED(), size, n_arrays=3, memory=9, device=CPU, n_processes=4, may_stream=False)
+    assert asked.budget == 9
+    free(400.0, 50.0)
+    gpu = make_plan(DUSTED(), size, n_arrays=3, memory=None, device=GPU, n_processes=4, may_stream=False)
+    assert gpu.budget == pytest.approx(0.6 * 50)
+
+
 def test_sixty_per_cent_of_what_is_free(free):
     for gb in (10.0, 400.0):
         free(gb)

@@ -7,11 +7,11 @@ from torch.autograd import gradcheck
 from stdenoise.graph.csr import (
     SpatialGraph,
     aggregate,
-    with_transpose,
     select_rows,
     sparse_linear,
     to_csr_tensor,
     transpose_csr,
+    with_transpose,
 )
 
 # Spot 0 receives from 1 and 2, spot 1 from 0, spot 3 from 2; spot 2 receives nothing.

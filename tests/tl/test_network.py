@@ -83,14 +83,15 @@ def test_what_has_no_use_is_refused(hexagonal, tmp_path, name):
         "checkpoint_minutes": 1.0,
         "save_model": tmp_path / "a",
     }[name]
-    for method, cls in registered().items():
-        if cls.has_network:
-            how(**{name: value}).check_applies_to(cls(), is_trained=False)
-    networks = [method for method, cls in registered().items() if cls.has_network]
+    networks = {method: cls() for method, cls in registered().items() if cls.has_network}
     assert {"dusted", "stagate", "dca"} <= set(networks)
-    message = rf"\['{name}'\] do not apply to gene_mean, which trains no network; these methods do: {networks}"
-    with pytest.raises(TypeError, match=re.escape(message).replace(r"\\", "\\")):
+    for denoiser in networks.values():
+        if value in denoiser.precisions or name != "precision":
+            how(**{name: value}).check_applies_to(denoiser, is_trained=False)
+    with pytest.raises(TypeError) as caught:
         st.tl.denoise(hexagonal, "gene_mean", **{name: value})
+    message = f"['{name}'] do not apply to gene_mean, which trains no network; these methods do: {list(networks)}."
+    assert str(caught.value) == message
     trained = how(**{name: value})
     if name in ("memory", "precision"):
         trained.check_applies_to(DUSTED(), is_trained=True)
@@ -98,6 +99,21 @@ def test_what_has_no_use_is_refused(hexagonal, tmp_path, name):
         with pytest.raises(TypeError, match=rf"\['{name}'\] do not apply with model=: nothing is trained"):
             trained.check_applies_to(DUSTED(), is_trained=True)
     assert "gene_mean" not in hexagonal.uns
+
+
+@pytest.mark.parametrize("method", ["stagate", "dca"])
+def test_a_precision_that_a_network_does_not_have(hexagonal, method):
+    with pytest.raises(
+        ValueError, match=rf"precision of {method}='bf16-mixed' is not valid; choose from \['32-true'\]"
+    ):
+        st.tl.denoise(hexagonal, method, precision="bf16-mixed")
+
+
+def test_half_precision_is_close(hexagonal):
+    full, half = (st.tl.denoise(hexagonal, copy=True, precision=p, **SMALL) for p in ("32-true", "bf16-mixed"))
+    one, two = (adata.uns["dusted"]["history"]["loss"] for adata in (full, half))
+    assert not np.array_equal(one, two)
+    np.testing.assert_allclose(two, one, rtol=0.05)
 
 
 # Genes and depth
@@ -155,8 +171,8 @@ def test_a_bar_counts_spots(capsys):
 def test_a_run_alone(monkeypatch):
     for name in ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "SLURM_STEP_NUM_TASKS"):
         monkeypatch.delenv(name, raising=False)
-    run = open_run(how(precision="bf16-mixed"), seed=5, progress=True, device=CPU, max_spots=7)
-    assert (run.seed, run.progress, run.device, run.max_spots, run.precision) == (5, True, CPU, 7, "bf16-mixed")
+    run = open_run(how(precision="bf16-mixed"), seed=5, progress=True, device=CPU)
+    assert (run.seed, run.progress, run.device, run.precision) == (5, True, CPU, "bf16-mixed")
     assert (run.fabric, run.checkpoint, run.share) == (None, None, (0, 1))
 
 

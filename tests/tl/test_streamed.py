@@ -302,6 +302,12 @@ def test_a_graph_that_the_command_line_builds_is_written(section, tmp_path, run,
         assert (after.obsp[name] != section.obsp[name]).nnz == 0
     assert_close(after, st.tl.denoise(section, copy=True, library_key="library", **PAPER))
     assert "neighbours on average" in done.stdout
+    # It is no part of the result, which a later run may remove.
+    assert {place.split("/")[1] for place in after.uns["dusted"]["written"]} == {
+        *(f"dusted_{name}" for name in ARRAYS),
+        "X_dusted",
+        "dusted",
+    }
 
 
 # What is written
@@ -329,6 +335,16 @@ def test_half_precision(section, on_disk, tmp_path, patches, network):
         # Not of the size of the data.
         assert half.obsm["X_dusted"].dtype == np.float32
         np.testing.assert_allclose(half.obsm["X_dusted"], single.obsm["X_dusted"], rtol=2e-4, atol=1e-5)
+
+
+def test_what_is_too_large_for_half_precision(section, on_disk, tmp_path, patches, caplog):
+    # Hardly trained, from where the means are far off.
+    params = {**SMALL, "n_epochs": 1, "schedule": "paper", "dtype": "float16"}
+    half = [st.tl.denoise(section, copy=True, **params), stream(on_disk / "in.zarr", tmp_path / "out.zarr", **params)]
+    assert [adata.layers["dusted_mean"].max() for adata in half] == [65504, 65504]
+    message = "dusted_mean has values above 65504, the largest float16: they are stored as that"
+    # Once for each.
+    assert caplog.messages.count(message) == 2
 
 
 @pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.slow), "float16"])
@@ -694,3 +710,11 @@ def test_the_scratch_folder_is_beside_the_target(on_disk, tmp_path, patches, mon
     stream(on_disk / "in.zarr", tmp_path / "out.zarr", model=network)
     assert seen["folder"] == tmp_path / ".out.zarr-scratch"
     assert seen["names"] == ["col", "counts.json", "crow", "total", "values"]
+
+
+def test_processes_that_this_one_would_start_are_refused(hexagonal, tmp_path, monkeypatch):
+    hexagonal.write_zarr(tmp_path / "in.zarr")
+    lazy = ad.experimental.read_lazy(tmp_path / "in.zarr")
+    with pytest.raises(ValueError, match="devices=2 does not go with counts that stay on disk; start .* with torchrun"):
+        st.tl.denoise(lazy, devices=2, out=tmp_path / "out.zarr", **SMALL)
+    assert not (tmp_path / "out.zarr").exists()

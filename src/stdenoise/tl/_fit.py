@@ -101,6 +101,12 @@ def run(
     plan = how.tell(_plan(source, request, positions, may_stream=may_stream, must_stream=must_stream))
     how = replace(how, max_spots=plan.max_spots)
     if plan.streamed and out is not None:
+        if how.fabric is None and request.how.devices > 1:
+            # Fresh processes would be handed a copy of what is mapped from files.
+            raise ValueError(
+                f"devices={request.how.devices} does not go with counts that stay on disk; start the processes with "
+                "torchrun, or give more with memory=."
+            )
         source = source if isinstance(source, Source) else open_source(source, request.layer)
         stream(source, request, provenance, positions, how, out=out)
         return None
