@@ -104,6 +104,8 @@ def folder(section, tmp_path, monkeypatch):
     return tmp_path
 
 
+# Tests that start processes themselves are slow, and not among those of each change: on one machine Python's own resource tracker fell over
+# now and then before any of our code ran. Those with torchrun are.
 RUNNING = []
 
 
@@ -157,6 +159,7 @@ def two_processes(spots, tmp_path_factory):
     return {name: Model(**model) for name, model in pickle.loads((folder / "out.pkl").read_bytes()).items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
 def test_two_processes_give_the_result_of_one(spots, two_processes, name):
     make, params = NETWORKS[name]
@@ -175,6 +178,7 @@ def test_two_processes_give_the_result_of_one(spots, two_processes, name):
     assert not np.allclose(means_of(denoiser, other, spots), theirs, rtol=1e-2)
 
 
+@pytest.mark.slow
 def test_one_argument_is_enough(section, tmp_path):
     one = st.tl.denoise(section, copy=True, **PAPER)
     files = {"save_model": tmp_path / "network.pt", "checkpoint": tmp_path / "run.pt"}
@@ -332,6 +336,7 @@ def start_slow_run(folder, launch, *options, minutes=0):
     return run
 
 
+@pytest.mark.slow
 @LINUX
 @pytest.mark.parametrize("which", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_killed_process_ends_the_run_and_leaves_a_checkpoint(section, folder, which):
@@ -374,6 +379,7 @@ def assert_goes_on(section, folder):
     assert ours[-1] < 0.9 * ours[n_epochs]
 
 
+@pytest.mark.slow
 @LINUX
 @pytest.mark.parametrize("whom", ["all", pytest.param("parent", marks=pytest.mark.slow)])
 def test_an_interrupted_run_says_how_to_go_on(folder, whom):
