@@ -38,27 +38,29 @@ NETWORKS = {
 }
 N_SPOTS = 200
 
-# Trains all networks with two processes. Each of them imports the script, and must not start processes of its own.
-SCRIPT = """
-import pickle, sys
-from pathlib import Path
-import torch
-from stdenoise.train.devices import spawn
+# Trains all networks with two processes, which import what they call.
+TRAINING = """
 from stdenoise.train.run import Run
 
 def train(fabric, networks, spots):
     run = Run(seed=3, fabric=fabric, max_spots=40)
     return {name: vars(make(**params).train(spots, run)) for name, (make, params) in networks.items()}
+"""
+SCRIPT = """
+import pickle
+from pathlib import Path
+import torch
+from stdenoise.train.devices import spawn
+from training import train
 
-if __name__ == "__main__":
-    device = torch.device("cpu")
-    models = spawn(train, *pickle.loads(Path("in.pkl").read_bytes()), device=device, n_devices=2, strategy="auto")
-    Path("out.pkl").write_bytes(pickle.dumps(models))
+device = torch.device("cpu")
+models = spawn(train, *pickle.loads(Path("in.pkl").read_bytes()), device=device, n_devices=2, strategy="auto")
+Path("out.pkl").write_bytes(pickle.dumps(models))
 """
 
-# The command line, where each step takes a while; this too is imported by each process.
+# Python imports this first, in whatever process: each step takes a while.
 SLOW = """
-import pathlib, sys, time
+import pathlib, time
 import torch
 from stdenoise.methods.dusted.module import DUSTEDModule
 
@@ -69,9 +71,6 @@ def slow(self, batch):
     time.sleep(0.05)
     return loss(self, batch)
 DUSTEDModule.loss = slow
-if __name__ == "__main__":
-    from stdenoise.cli import main
-    main(sys.argv[1:])
 """
 
 
@@ -99,13 +98,10 @@ def spots(section):
 @pytest.fixture
 def folder(section, tmp_path, monkeypatch):
     section.write_h5ad(tmp_path / "in.h5ad")
-    (tmp_path / "slow.py").write_text(SLOW)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
-# Tests that start processes themselves are slow, and not among those of each change: on one machine Python's own resource tracker fell over
-# now and then before any of our code ran. Those with torchrun are.
 RUNNING = []
 
 
@@ -120,9 +116,9 @@ def end_all():
         run.communicate(timeout=60)
 
 
-def start(*command, cwd=None):
+def start(*command, cwd=None, **environment):
     """Start Python in a group of processes of its own, as a terminal does."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
     run = subprocess.Popen(
         [sys.executable, *map(str, command)],
         stdout=subprocess.PIPE,
@@ -152,6 +148,7 @@ def two_processes(spots, tmp_path_factory):
     """The networks that two processes have trained."""
     folder = tmp_path_factory.mktemp("two")
     (folder / "run.py").write_text(SCRIPT)
+    (folder / "training.py").write_text(TRAINING)
     (folder / "in.pkl").write_bytes(pickle.dumps((NETWORKS, spots)))
     run = start("run.py", cwd=folder)
     _, errors = run.communicate(timeout=120)
@@ -159,7 +156,6 @@ def two_processes(spots, tmp_path_factory):
     return {name: Model(**model) for name, model in pickle.loads((folder / "out.pkl").read_bytes()).items()}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
 def test_two_processes_give_the_result_of_one(spots, two_processes, name):
     make, params = NETWORKS[name]
@@ -178,7 +174,6 @@ def test_two_processes_give_the_result_of_one(spots, two_processes, name):
     assert not np.allclose(means_of(denoiser, other, spots), theirs, rtol=1e-2)
 
 
-@pytest.mark.slow
 def test_one_argument_is_enough(section, tmp_path):
     one = st.tl.denoise(section, copy=True, **PAPER)
     files = {"save_model": tmp_path / "network.pt", "checkpoint": tmp_path / "run.pt"}
@@ -206,7 +201,6 @@ def test_dca_cannot_share_its_batches(spots):
         DCA(n_epochs=1).train(spots, Run(fabric=NoFabric()))
 
 
-@pytest.mark.slow
 def test_a_process_that_fails_says_why(section):
     with pytest.raises(
         ChildProcessError, match="has failed: ValueError: dca normalises over the spots of a batch.*use devices=1"
@@ -243,9 +237,9 @@ def test_a_process_on_its_own_joins_nothing(monkeypatch):
 # torchrun
 
 
-def torchrun(*command):
+def torchrun(*command, **environment):
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    return start(*launcher, *command)
+    return start(*launcher, *command, **environment)
 
 
 def test_torchrun(section, folder):
@@ -260,7 +254,7 @@ def test_torchrun(section, folder):
     # The first process speaks for all.
     assert printed.count(f"{N_SPOTS} spots x 12 genes") == 1
     assert printed.count("written  layers/dusted_mean") == 1
-    assert {path.name for path in folder.iterdir()} == {"in.h5ad", "out.zarr", "slow.py"}
+    assert {path.name for path in folder.iterdir()} == {"in.h5ad", "out.zarr"}
 
 
 def least_memory(section):
@@ -279,7 +273,6 @@ def least_memory(section):
     return high
 
 
-@pytest.mark.slow
 def test_torchrun_from_disk_to_disk(section, folder):
     whole = st.tl.denoise(section, copy=True, **PAPER)
     command = ["-m", "stdenoise", "-v", "denoise", "in.h5ad", "out.zarr", "--no-progress", *options_of(PAPER)]
@@ -293,10 +286,9 @@ def test_torchrun_from_disk_to_disk(section, folder):
         np.testing.assert_allclose(after.layers[f"dusted_{name}"], values, rtol=2e-4, atol=1e-5 * values.max())
     np.testing.assert_array_equal(after.obs_names, section.obs_names)
     assert printed.count(f"{N_SPOTS} spots x 12 genes") == 1
-    assert {path.name for path in folder.iterdir()} == {"in.h5ad", "out.zarr", "slow.py", "network.pt"}
+    assert {path.name for path in folder.iterdir()} == {"in.h5ad", "out.zarr", "network.pt"}
 
 
-@pytest.mark.slow
 def test_torchrun_and_a_method_without_a_network(section, folder):
     run = torchrun("-m", "stdenoise", "denoise", "in.h5ad", "out.zarr", "--method", "gene_mean")
     printed, errors = run.communicate(timeout=120)
@@ -309,9 +301,7 @@ def test_torchrun_and_a_method_without_a_network(section, folder):
 
 
 def children_of(pid):
-    """Processes that train; multiprocessing starts another one, which cleans up."""
-    found = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    return [child for child in found if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def is_running(pid):
@@ -330,13 +320,15 @@ def wait_until(condition, seconds=60):
 
 def start_slow_run(folder, launch, *options, minutes=0):
     """Start a run that would take minutes, and wait until it is training and, if it does so at once, has saved something."""
-    options = [*options_of(LONG), "--no-progress", "--checkpoint", "run.pt", *options]
-    run = launch("slow.py", "denoise", "in.h5ad", "out.zarr", *options, "--checkpoint-minutes", minutes)
+    (folder / "slow").mkdir()
+    (folder / "slow" / "sitecustomize.py").write_text(SLOW)
+    options = [*options_of(LONG), "--no-progress", "--checkpoint", "run.pt", *options, "--checkpoint-minutes", minutes]
+    command = ["-m", "stdenoise", "denoise", "in.h5ad", "out.zarr", *options]
+    run = launch(*command, PYTHONPATH=str(folder / "slow"))
     wait_until((folder / ("training" if minutes else "run.pt")).exists)
     return run
 
 
-@pytest.mark.slow
 @LINUX
 @pytest.mark.parametrize("which", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_killed_process_ends_the_run_and_leaves_a_checkpoint(section, folder, which):
@@ -379,7 +371,6 @@ def assert_goes_on(section, folder):
     assert ours[-1] < 0.9 * ours[n_epochs]
 
 
-@pytest.mark.slow
 @LINUX
 @pytest.mark.parametrize("whom", ["all", pytest.param("parent", marks=pytest.mark.slow)])
 def test_an_interrupted_run_says_how_to_go_on(folder, whom):
@@ -397,7 +388,17 @@ def test_an_interrupted_run_says_how_to_go_on(folder, whom):
 
 
 @LINUX
-@pytest.mark.slow
+def test_no_process_outlives_the_one_that_started_it(folder):
+    run = start_slow_run(folder, start, "--devices", 2, minutes=1000)
+    children = children_of(run.pid)
+    assert not (folder / "run.pt").exists()
+    run.kill()
+    wait_until(lambda: not any(map(is_running, children)))
+    # They were told to end, and ended well.
+    assert (folder / "run.pt").exists()
+
+
+@LINUX
 def test_an_interrupted_torchrun_is_saved(folder):
     run = start_slow_run(folder, torchrun, minutes=1000)
     assert not (folder / "run.pt").exists()

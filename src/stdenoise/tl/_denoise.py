@@ -92,8 +92,8 @@ def denoise(
         Memory that a network may use, in GB or as text such as `"6 GB"`; on a GPU, of its own memory. Within it, all spots are worked on
         at a time, or patches of tissue; the result is the same. 60 % of what is free if not given.
     devices
-        GPUs, or processes on the CPU, that train a network together; the result is the same but for rounding. A script that asks
-        for several needs `if __name__ == "__main__":`. Under `torchrun` and `srun` the processes there are work together in any case.
+        GPUs, or processes on the CPU, that train a network together; the result is the same but for rounding. Under `torchrun` and
+        `srun` the processes there are work together in any case.
     strategy
         How they are started, as in Lightning Fabric.
     precision

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import os
-import pickle
+import signal
 import socket
+import subprocess
+import sys
 import tempfile
-from collections.abc import Callable
+import threading
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,6 +21,10 @@ import torch
 from stdenoise._device import started_by_launcher
 
 T = TypeVar("T")
+
+_START = "from stdenoise.train.devices import work; work()"
+# Seconds for the step at hand and what is to be saved, once a process has been told to end.
+_PATIENCE = 60
 
 
 def join(device: torch.device, strategy: str) -> Any:
@@ -41,7 +51,7 @@ def spawn(function: Callable[..., T], *args: Any, device: torch.device, n_device
     Parameters
     ----------
     function
-        Takes Fabric, then the arguments. It and they can be pickled.
+        Takes Fabric, then the arguments. It and they can be pickled, and found by importing a module.
     device
         Its kind decides on which devices.
     n_devices
@@ -54,58 +64,102 @@ def spawn(function: Callable[..., T], *args: Any, device: torch.device, n_device
     ChildProcessError
         A process has failed or was killed; the others are ended.
     """
-    from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
-    from torch.multiprocessing.spawn import spawn as start
-
-    with tempfile.TemporaryDirectory() as folder:
-        result = Path(folder) / "result"
+    with tempfile.TemporaryDirectory(prefix="stdenoise-") as name:
+        folder = Path(name)
+        torch.save((device, strategy, function, args), folder / "work")
+        environment = os.environ | _environment(device, n_devices)
+        processes: list[subprocess.Popen[bytes]] = []
         try:
-            arguments = (n_devices, _free_port(), result, device, strategy, function, args)
-            _wait_for(start(_work, arguments, nprocs=n_devices, join=False))
-        except ProcessExitedException as error:
-            raise ChildProcessError(f"a process of this training has ended: {error}.") from error
-        except ProcessRaisedException as error:
-            reason = str(error).strip().rsplit("\n", 1)[-1]
-            raise ChildProcessError(f"a process of this training has failed: {reason}") from error
-        # Through a file: shared memory ends with the process that made it.
-        value: T = pickle.loads(result.read_bytes())
+            for rank in map(str, range(n_devices)):
+                process = subprocess.Popen(
+                    [sys.executable, "-P", "-c", _START, name],
+                    env=environment | {"RANK": rank, "LOCAL_RANK": rank},
+                    # Tells when this process has ended, even if it could not say so.
+                    stdin=subprocess.PIPE,
+                    # Ctrl-C is for this process alone: it knows what to say.
+                    start_new_session=True,
+                )
+                processes.append(process)
+            _wait_for(processes, folder)
+        finally:
+            _end(processes)
+        value: T = torch.load(folder / "result", weights_only=False)
     return value
 
 
-def _wait_for(context: Any) -> None:
+def work() -> None:
+    """Be one of several processes, as `torchrun` would start it: what `spawn` starts."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    folder, rank = Path(sys.argv[1]), os.environ["RANK"]
     try:
-        while not context.join():
-            pass
+        # The tensors are in memory once, for all processes.
+        device, strategy, function, args = torch.load(folder / "work", mmap=True, weights_only=False)
+        value = function(join(device, strategy), *args)
     except KeyboardInterrupt:
-        for process in context.processes:
-            process.terminate()
-        # They may have something to save.
-        for process in context.processes:
-            process.join()
+        sys.exit(130)
+    except BaseException as error:
+        (folder / f"error-{rank}").write_text("".join(traceback.format_exception_only(error)).strip())
         raise
+    if rank == "0":
+        torch.save(value, folder / "result")
 
 
-def _work(
-    rank: int,
-    n_devices: int,
-    port: int,
-    result: Path,
-    device: torch.device,
-    strategy: str,
-    function: Callable[..., Any],
-    args: tuple[Any, ...],
-) -> None:
-    """Be one of several processes, as `torchrun` would start it."""
-    os.environ |= dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(n_devices))
-    os.environ |= dict.fromkeys(("RANK", "LOCAL_RANK"), str(rank))
-    os.environ |= {"GROUP_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    os.environ |= {"TORCHELASTIC_RUN_ID": "stdenoise"}
+def _environment(device: torch.device, n_devices: int) -> dict[str, str]:
+    """What all of several processes find in their environment."""
+    variables = dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(n_devices))
+    variables |= {"GROUP_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+    # What this process can import, they can.
+    path = os.pathsep.join(folder or str(Path.cwd()) for folder in sys.path)
+    variables |= {"TORCHELASTIC_RUN_ID": "stdenoise", "PYTHONPATH": path}
     if device.type == "cpu":
         # The cores are shared.
-        torch.set_num_threads(max(1, torch.get_num_threads() // n_devices))
-    value = function(join(device, strategy), *args)
-    if rank == 0:
-        result.write_bytes(pickle.dumps(value))
+        variables |= {"OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // n_devices))}
+    return variables
+
+
+def _wait_for(processes: Sequence[subprocess.Popen[bytes]], folder: Path) -> None:
+    """Wait for all processes, or for the first that does not end well."""
+    while codes := {rank: code for rank, process in enumerate(processes) if (code := process.poll()) != 0}:
+        failed = {rank: code for rank, code in codes.items() if code is not None}
+        if failed:
+            # Those that were killed have a negative code, and are why others failed.
+            rank = min(failed, key=failed.__getitem__)
+            errors = sorted(folder.glob("error-*"), key=lambda path: path.stat().st_mtime_ns)
+            if failed[rank] > 0 and errors:
+                raise ChildProcessError(f"a process of this training has failed: {errors[0].read_text()}")
+            raise ChildProcessError(f"a process of this training has ended: process {rank} {_reason(failed[rank])}.")
+        time.sleep(0.05)
+
+
+def _reason(code: int) -> str:
+    if code > 0:
+        return f"terminated with exit code {code}"
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = str(-code)
+    return f"terminated with signal {name}" + (", as when memory runs out" if name == "SIGKILL" else "")
+
+
+def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    """End what still runs; it may have something to save."""
+    try:
+        for process in processes:
+            assert process.stdin is not None
+            process.stdin.close()
+        for process in processes:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(_PATIENCE)
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+def _end_with_parent() -> None:
+    """Wait for the other end of the pipe to be closed, by `_end` or with its process."""
+    sys.stdin.read()
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _free_port() -> int:
