@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import socket
@@ -42,7 +43,14 @@ def join(device: torch.device, strategy: str) -> Any:
         strategy="ddp" if strategy == "auto" else strategy,
     )
     fabric.launch()
+    # Its threads do not survive the end of Python otherwise, and abort the process now and then.
+    atexit.register(_leave)
     return fabric
+
+
+def _leave() -> None:
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def spawn(function: Callable[..., T], *args: Any, device: torch.device, n_devices: int, strategy: str) -> T:
