@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -94,10 +94,16 @@ class SpatialGraph:
         Row pointers, shape `(n_spots + 1,)`.
     col
         Source spot of each edge, shape `(n_edges,)`, sorted within a row.
+    n_senders
+        Spots that may send; the receivers are the first of them. The same spots if not given.
+    rings
+        Of a patch, whose spots come ring by ring: how many of them lie within 0, 1, 2 ... hops of its core, and how many edges those receive.
     """
 
     crow: Tensor
     col: Tensor
+    n_senders: int | None = None
+    rings: tuple[tuple[int, int], ...] = ()
 
     @classmethod
     def from_scipy(cls, adjacency: csr_matrix | csr_array, *, device: torch.device | str = "cpu") -> SpatialGraph:
@@ -124,8 +130,13 @@ class SpatialGraph:
 
     @property
     def n_spots(self) -> int:
-        """Number of spots."""
+        """Number of spots that receive."""
         return len(self.crow) - 1
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Number of spots that receive, and of spots that send."""
+        return self.n_spots, self.n_spots if self.n_senders is None else self.n_senders
 
     @property
     def n_edges(self) -> int:
@@ -142,9 +153,16 @@ class SpatialGraph:
     def _transposed(self) -> tuple[Tensor, Tensor, Tensor]:
         # A stable sort by source keeps receivers in order: (row pointers, receivers, edge of each entry).
         order = torch.argsort(self.col, stable=True)
-        crow = torch.zeros_like(self.crow)
-        crow[1:] = torch.bincount(self.col, minlength=self.n_spots).cumsum(0)
+        crow = self.crow.new_zeros(self.shape[1] + 1)
+        crow[1:] = torch.bincount(self.col, minlength=self.shape[1]).cumsum(0)
         return crow, self.row[order], order
+
+    def within(self, n_hops: int) -> SpatialGraph:
+        """Return the edges of a patch to spots within some hops of its core: what a layer needs that so many others follow."""
+        if n_hops + 1 >= len(self.rings) or self.rings[n_hops][0] == self.n_spots:
+            return self
+        n_spots, n_edges = self.rings[n_hops]
+        return SpatialGraph(self.crow[: n_spots + 1], self.col[:n_edges], self.rings[n_hops + 1][0])
 
     def with_self_loops(self) -> SpatialGraph:
         """Return the same graph with one loop on every spot."""
@@ -161,27 +179,27 @@ class SpatialGraph:
 
     def to(self, device: torch.device | str) -> SpatialGraph:
         """Return the graph on another device."""
-        return SpatialGraph(self.crow.to(device), self.col.to(device))
+        return replace(self, crow=self.crow.to(device), col=self.col.to(device))
 
     def to_scipy(self) -> csr_matrix:
         """Return the pattern as a scipy matrix of ones."""
         from scipy.sparse import csr_matrix
 
         parts = (np.ones(self.n_edges, dtype=np.float32), self.col.cpu().numpy(), self.crow.cpu().numpy())
-        return csr_matrix(parts, shape=(self.n_spots, self.n_spots))
+        return csr_matrix(parts, shape=self.shape)
 
     def matrix(self, values: Tensor) -> Tensor:
-        """CSR tensor with these edge values, shape `(n_spots, n_spots)`."""
-        return torch.sparse_csr_tensor(self.crow, self.col, values, size=(self.n_spots, self.n_spots))
+        """CSR tensor with these edge values, of the shape of the graph."""
+        return torch.sparse_csr_tensor(self.crow, self.col, values, size=self.shape)
 
     def transposed_matrix(self, values: Tensor) -> Tensor:
         """CSR tensor of the reversed edges with these edge values."""
         crow, col, order = self._transposed
-        return torch.sparse_csr_tensor(crow, col, values[order], size=(self.n_spots, self.n_spots))
+        return torch.sparse_csr_tensor(crow, col, values[order], size=self.shape[::-1])
 
     def row_sum(self, values: Tensor) -> Tensor:
         """Sum edge values over the edges that each spot receives; sorted segments, no atomics."""
-        return (self.matrix(values) @ values.new_ones(self.n_spots, 1)).squeeze(1)
+        return (self.matrix(values) @ values.new_ones(self.shape[1], 1)).squeeze(1)
 
     def col_sum(self, values: Tensor) -> Tensor:
         """Sum edge values over the edges that each spot sends."""
@@ -220,7 +238,7 @@ def aggregate(graph: SpatialGraph, weights: Tensor, values: Tensor) -> Tensor:
     weights
         Edge weights, shape `(E,)`.
     values
-        Spot values, shape `(n_spots, k)`.
+        Values of the spots that send, shape `(n_senders, k)`.
 
     Returns
     -------

@@ -7,7 +7,7 @@ reached within k steps, and the edges among these: the outermost ring gets wrong
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ class Tile:
     n_core
         Size of the core.
     graph
-        Edges among these spots, numbered as in `spots`; with a self loop on each if asked for.
+        Edges among these spots, numbered as in `spots`, with a self loop on each; it knows the rings.
     """
 
     spots: Tensor
@@ -152,6 +152,8 @@ class Tiler:
         graph = SpatialGraph.from_edges(
             np.concatenate([row[inside], loops]), np.concatenate([col[inside], loops]), n_tile
         )
+        sizes = np.cumsum([len(ring) for ring in rings])
+        graph = replace(graph, rings=tuple(zip(sizes.tolist(), graph.crow[sizes].tolist(), strict=True)))
         return Tile(torch.from_numpy(spots.astype(np.int64, copy=False)), len(core), graph)
 
     def _sources(self, spots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

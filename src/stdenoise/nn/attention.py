@@ -50,7 +50,7 @@ def attention_weights(graph: SpatialGraph, source: Tensor, target: Tensor) -> Te
     graph
         The graph, `E` edges; every spot must have at least one in-edge (add self loops).
     source, target
-        Scores of a spot as sender and as receiver, each of shape `(n_spots,)`.
+        Scores of the spots that send, shape `(n_senders,)`, and of those that receive, shape `(n_spots,)`.
 
     Returns
     -------
@@ -82,15 +82,16 @@ class GraphAttention(nn.Module):
         self.target = xavier_normal(n_out, generator=generator)
 
     def attend(self, graph: SpatialGraph, projected: Tensor) -> Tensor:
-        """Edge weights from projected values `x W`, shape `(E,)`."""
-        return attention_weights(graph, projected @ self.source, projected @ self.target)
+        """Edge weights from projected values `x W` of the senders, shape `(E,)`."""
+        return attention_weights(graph, projected @ self.source, projected[: graph.n_spots] @ self.target)
 
     def forward(self, graph: SpatialGraph, x: Tensor) -> Tensor:
-        """Map `(n_spots, n_in)` to `(n_spots, n_out)`."""
+        """Map `(n_senders, n_in)` to `(n_spots, n_out)`."""
         projected = x @ self.weight
         return aggregate(graph, self.attend(graph, projected), projected)
 
     def aggregate_first(self, graph: SpatialGraph, x: Tensor) -> Tensor:
         """Return `A x`, shape `(n_spots, n_in)`; multiplied with `weight` it equals `forward`."""
-        weights = attention_weights(graph, x @ (self.weight @ self.source), x @ (self.weight @ self.target))
+        source, target = x @ (self.weight @ self.source), x[: graph.n_spots] @ (self.weight @ self.target)
+        weights = attention_weights(graph, source, target)
         return aggregate(graph, weights, x)

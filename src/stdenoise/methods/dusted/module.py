@@ -88,33 +88,40 @@ class DUSTEDModule(nn.Module):
         )
 
     def encode(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the latent `(n_spots, n_latent)`, the decoded hidden layer `(n_spots, n_hidden)` and the attention."""
+        """Return the latent, the decoded hidden layer and the attention of the encoder.
+
+        Of a patch, latent `(n_spots, n_latent)` and attention are those of the spots within two and three hops of the core, and the
+        hidden layer `(n_spots, n_hidden)` that of the spots within one: each layer leaves out what the next one does not need.
+        """
         graph = batch.graph
         weight = self.encoder.weight
         if self.gate is not None:
             # (X * g) W = X (diag(g) W): the gate scales the weight, and X stays sparse and constant.
             weight = (1 + self.alpha * self.gate(self.gene_mean, self.gene_max))[:, None] * weight
         projected = sparse_linear(batch.x, batch.x_transposed, weight)
-        attention = self.encoder.attend(graph, projected)
-        latent = self.bottleneck(graph, F.elu(aggregate(graph, attention, projected)))
+        outer, inner = graph.within(3), graph.within(1)
+        attention = self.encoder.attend(outer, projected)
+        latent = self.bottleneck(graph.within(2), F.elu(aggregate(outer, attention, projected)))
         # The decoder reuses the encoder's attention and the bottleneck's weight.
-        hidden = F.elu(aggregate(graph, attention, latent) @ self.bottleneck.weight.t())
+        hidden = F.elu(aggregate(inner, attention[: inner.n_edges], latent) @ self.bottleneck.weight.t())
         return latent, hidden, attention
 
     def loss(self, batch: Batch) -> Tensor:
         """Training loss of a batch, a scalar."""
         _, hidden, _ = self.encode(batch)
-        inputs = [head.aggregate_first(batch.graph, hidden)[batch.scored] for head in self._heads]
+        core = batch.graph.within(0)
+        inputs = [head.aggregate_first(core, hidden)[batch.scored] for head in self._heads]
         weights = [head.weight for head in self._heads]
         size_factors = batch.size_factors[batch.scored]
         return heads_loss(inputs, weights, batch.blocks, size_factors, scale=batch.scale, dtype=self.product_dtype)
 
     @torch.no_grad()
     def predict(self, batch: Batch) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """Return, for the core spots, latent and the list of mean, dispersion and, if any, dropout; and the attention of the patch."""
+        """Return, for the core spots, latent and the list of mean, dispersion and, if any, dropout; and the attention of the encoder."""
         latent, hidden, attention = self.encode(batch)
         n_core, n_genes = len(batch.size_factors), batch.x.shape[1]
-        inputs = [head.aggregate_first(batch.graph, hidden)[:n_core] for head in self._heads]
+        core = batch.graph.within(0)
+        inputs = [head.aggregate_first(core, hidden) for head in self._heads]
         out = [hidden.new_empty(n_core, n_genes) for _ in inputs]
         height = max(1, BLOCK_ENTRIES // n_genes)
         for start in range(0, n_core, height):

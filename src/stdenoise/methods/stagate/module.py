@@ -118,11 +118,15 @@ class STAGATEModule(nn.Module):
         self.bottleneck = xavier_normal(config.n_hidden, config.n_latent, generator=generator)
 
     def encode(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the latent `(n_spots, n_latent)`, the decoded hidden layer and `x W1`, both `(n_spots, n_hidden)`."""
+        """Return the latent, shape `(n_spots, n_latent)`, the decoded hidden layer and `x W1`, both `(n_spots, n_hidden)`.
+
+        Of a patch, the latent is that of the spots within one hop of the core, and the hidden layer that of the core.
+        """
         projected = sparse_linear(batch.x, batch.x_transposed, self.encoder.weight)
-        attention = self.encoder.attend(batch.graph, projected)
-        latent = F.elu(aggregate(batch.graph, attention, projected), inplace=True) @ self.bottleneck
-        hidden = F.elu(aggregate(batch.graph, attention, latent) @ self.bottleneck.t(), inplace=True)
+        outer, core = batch.graph.within(1), batch.graph.within(0)
+        attention = self.encoder.attend(outer, projected)
+        latent = F.elu(aggregate(outer, attention, projected), inplace=True) @ self.bottleneck
+        hidden = F.elu(aggregate(core, attention[: core.n_edges], latent) @ self.bottleneck.t(), inplace=True)
         return latent, hidden, projected
 
     def loss(self, batch: Batch) -> Tensor:
@@ -135,7 +139,7 @@ class STAGATEModule(nn.Module):
     def predict(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return latent and reconstruction of the core spots, negative values set to zero, `(n_core, n_genes)`."""
         latent, hidden, _ = self.encode(batch)
-        return latent[: batch.n_core], (hidden[: batch.n_core] @ self.encoder.weight.t()).clamp_(min=0)
+        return latent[: batch.n_core], (hidden @ self.encoder.weight.t()).clamp_(min=0)
 
 
 def make_batch(patch: Patch) -> Batch:
