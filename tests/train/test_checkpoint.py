@@ -12,8 +12,9 @@ from torch import nn
 
 from stdenoise.train import checkpoint as module_under_test
 from stdenoise.train.checkpoint import Checkpoint, load_tensors, save_tensors
-from stdenoise.train.loop import Anneal, train
+from stdenoise.train.loop import train
 from stdenoise.train.run import Run
+from stdenoise.train.schedule import Anneal
 
 CONTENT = {
     "weights": [torch.arange(12.0).reshape(3, 4), torch.tensor([3, 1], dtype=torch.int32), torch.tensor(2.5).double()],

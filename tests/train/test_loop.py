@@ -8,8 +8,9 @@ from hypothesis import strategies as some
 from torch import nn
 
 from stdenoise.train import loop
-from stdenoise.train.loop import Anneal, train
+from stdenoise.train.loop import train
 from stdenoise.train.run import Run
+from stdenoise.train.schedule import Anneal
 
 SETTINGS = {"weight_decay": 0.0, "clip": 5.0, "run": Run(), "description": "test"}
 

@@ -5,8 +5,9 @@ import pytest
 import torch
 from torch import nn
 
-from stdenoise.train.loop import Anneal, train
+from stdenoise.train.loop import train
 from stdenoise.train.run import Run
+from stdenoise.train.schedule import Anneal
 
 
 class Threads:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from statistics import fmean
 from typing import Any, Literal
 
@@ -18,41 +18,12 @@ from tqdm import tqdm
 from stdenoise.train.checkpoint import Checkpoint
 from stdenoise.train.rmsprop import RMSprop
 from stdenoise.train.run import Run
+from stdenoise.train.schedule import Anneal, Course, State
 
 logger = logging.getLogger("stdenoise")
 
-# A smaller improvement does not keep the learning rate up, and where it falls, it falls by this factor (as in Keras).
-_PLATEAU_MARGIN = 1e-4
-_PLATEAU_FACTOR = 0.1
-# What a constant learning rate still gains below this share, a falling one gains at once.
-_ANNEAL_MARGIN = 1e-3
 # A loss that is not finite costs at most this part of the epochs; each time, the weights and the optimiser's moments are copied.
 _SNAPSHOTS = 20
-
-
-@dataclass(frozen=True)
-class Anneal:
-    """A learning rate that rises, stays while the validation loss falls, and then goes to zero.
-
-    Parameters
-    ----------
-    n_steps
-        Steps of an epoch.
-    warmup
-        Steps over which it rises.
-    patience
-        Epochs without an improvement of the validation loss by a thousandth that end the middle part.
-    share
-        Epochs of the last part, as a share of those before.
-    begin
-        Called when the last part begins, with the weights of the lowest validation loss in the module.
-    """
-
-    n_steps: int
-    warmup: int
-    patience: int
-    share: float
-    begin: Callable[[], None]
 
 
 def train(
@@ -132,86 +103,49 @@ def train(
         loss_of_batch = loss_of
     training = _Training(module, _OPTIMIZERS[optimizer](list(module.parameters()), lr, weight_decay), generator, run)
     state = training.state
+    course = Course(state, lr, n_epochs, reduce_lr=reduce_lr, early_stop=early_stop, anneal=anneal)
     keep_best = restore_best or anneal is not None
-    patience = anneal.patience if anneal else early_stop
     training.resume()
     if anneal is not None and state.annealing is not None:
         anneal.begin()
-
-    # With annealing, the middle part ends here at the latest.
-    limit = n_epochs if anneal is None else n_epochs - max(1, round(n_epochs * anneal.share / (1 + anneal.share)))
-
-    def last_epoch() -> int:
-        if anneal is None or state.annealing is None:
-            return n_epochs
-        return min(n_epochs, state.annealing + max(1, round(anneal.share * state.annealing)))
-
-    def rate() -> float:
-        """Share of the learning rate at this step."""
-        if anneal is None:
-            return 1.0
-        if state.annealing is None:
-            return min(1.0, (state.epoch * anneal.n_steps + state.step + 1) / anneal.warmup)
-        done = state.epoch - state.annealing + (state.step + 0.5) / anneal.n_steps
-        return max(0.0, 1.0 - done / (last_epoch() - state.annealing))
-
     with training.saving(), tqdm(total=n_epochs, desc=description, unit="epoch", disable=not run.progress) as bar:
-        while state.epoch < last_epoch() and not state.is_over:
-            if anneal is not None and state.annealing is None and state.epoch >= limit:
+        while state.epoch < course.last_epoch and not state.is_over:
+            if anneal is not None and course.turns_here:
                 training.restore_best()
                 state.annealing = state.epoch
                 anneal.begin()
-            bar.n, bar.total = state.epoch, last_epoch()
+            bar.n, bar.total = state.epoch, course.last_epoch
             # Not back to before the last part: it has begun.
             training.begin_epoch(
                 remember=state.epoch % max(1, n_epochs // _SNAPSHOTS) == 0 or state.epoch == state.annealing
             )
-            for parts in batches(state.step):
-                stepper = training.stepper
-                stepper.zero_grad()
-                for group in stepper.param_groups:
-                    group["lr"] = lr * state.lr_factor * rate()
-                value = training.backward(loss_of_batch, parts)
-                if not math.isfinite(value):
-                    training.step_back(f"{description}: the loss is {value} at epoch {state.epoch + 1}", lr)
-                    break
-                if keep_best and validation_loss is None and value < state.best_loss:
-                    # Before the step: these are the weights that gave this loss.
-                    training.keep(value)
-                if clip_by == "norm":
-                    state.norms.append(nn.utils.clip_grad_norm_(training.parameters, clip).item())
-                else:
-                    nn.utils.clip_grad_value_(training.parameters, clip)
-                state.losses.append(value)
-                stepper.step()
-                state.step += 1
-                training.save_if_due()
-            else:
-                value = fmean(state.losses)
-                record = {"loss": value}
+            try:
+                for parts in batches(state.step):
+                    value = training.backward(loss_of_batch, parts)
+                    if keep_best and validation_loss is None and value < state.best_loss:
+                        # Before the step: these are the weights that gave this loss.
+                        training.keep(value)
+                    training.step(value, course.lr, clip, clip_by)
+                    training.save_if_due()
+                record = {"loss": fmean(state.losses)}
                 if state.norms:
                     record["gradient_norm"] = fmean(state.norms)
                 if validation_loss is not None and state.annealing is None:
                     record["validation_loss"] = value = training.validate(validation_loss)
-                    if not math.isfinite(value):
-                        training.step_back(f"{description}: the loss is {value} at epoch {state.epoch + 1}", lr)
-                        continue
                     if keep_best and value < state.best_loss:
                         training.keep(value)
-                if reduce_lr is not None:
-                    record["lr"] = lr * state.lr_factor
-                for name, number in record.items():
-                    state.history.setdefault(name, []).append(number)
-                training.end_epoch()
-                bar.set_postfix(loss=f"{value:.4f}", refresh=False)
-                bar.update()
-                if _is_over(state.plateau, value, reduce_lr, _PLATEAU_MARGIN):
-                    state.lr_factor *= _PLATEAU_FACTOR
-                margin = _ANNEAL_MARGIN * value if anneal is not None else 0.0
-                is_over = _is_over(state.patience, value, patience, margin)
-                state.is_over = is_over and anneal is None
-                if is_over and state.annealing is None:
-                    limit = state.epoch
+            except _NotFiniteError as error:
+                training.step_back(f"{description}: {error}", lr)
+                continue
+            if reduce_lr is not None:
+                record["lr"] = lr * state.lr_factor
+            for name, number in record.items():
+                state.history.setdefault(name, []).append(number)
+            training.end_epoch()
+            value = record.get("validation_loss", record["loss"])
+            course.heed(value)
+            bar.set_postfix(loss=f"{value:.4f}", refresh=False)
+            bar.update()
         if run.checkpoint is not None:
             # Whatever happens to the results, this need not be done again.
             training.save(run.checkpoint)
@@ -220,25 +154,8 @@ def train(
     return state.history
 
 
-@dataclass
-class _State:
-    """Where a training is; with weights, optimiser and generator, all that is needed to go on."""
-
-    epoch: int = 0
-    step: int = 0
-    """Steps of this epoch that are done."""
-    losses: list[float] = field(default_factory=list)
-    norms: list[float] = field(default_factory=list)
-    history: dict[str, list[float]] = field(default_factory=dict)
-    best_loss: float = math.inf
-    lr_factor: float = 1.0
-    plateau: list[float] = field(default_factory=lambda: [math.inf, 0])
-    patience: list[float] = field(default_factory=lambda: [math.inf, 0])
-    annealing: int | None = None
-    """Epoch in which the last part began."""
-    stepped_back: bool = False
-    is_over: bool = False
-    """Whether it stopped early."""
+class _NotFiniteError(ArithmeticError):
+    """A loss is not finite."""
 
 
 class _Training:
@@ -251,7 +168,7 @@ class _Training:
         self.parameters = list(module.parameters())
         # Buffers too: running averages belong to the weights they were taken with.
         self.weights = [*self.parameters, *module.buffers()]
-        self.state = _State()
+        self.state = State()
         self.best: list[Tensor] | None = None
         self._good: dict[str, Any] = {}
         self._drawn_from: Tensor | None = None
@@ -271,6 +188,7 @@ class _Training:
 
     def backward(self, loss_of: Callable[..., Tensor], parts: Sequence[Any]) -> float:
         """Return the loss of a step, and leave its gradient in the parameters."""
+        self.stepper.zero_grad()
         total = torch.zeros((), dtype=torch.float64, device=self.parameters[0].device)
         for part in parts:
             loss = loss_of(part)
@@ -282,7 +200,19 @@ class _Training:
                     parameter.grad = torch.zeros_like(parameter)
             self.run.add_up([p.grad for p in self.parameters if p.grad is not None])
             self.run.add_up([total])
-        return total.item()
+        return self._finite(total)
+
+    def step(self, loss: float, lr: float, clip: float, clip_by: Literal["norm", "value"]) -> None:
+        """Follow the gradient."""
+        if clip_by == "norm":
+            self.state.norms.append(nn.utils.clip_grad_norm_(self.parameters, clip).item())
+        else:
+            nn.utils.clip_grad_value_(self.parameters, clip)
+        self.state.losses.append(loss)
+        for group in self.stepper.param_groups:
+            group["lr"] = lr
+        self.stepper.step()
+        self.state.step += 1
 
     @torch.no_grad()
     def validate(self, validation_loss: Callable[[], Tensor]) -> float:
@@ -290,7 +220,13 @@ class _Training:
         value = validation_loss().double()
         self.module.train()
         self.run.add_up([value])
-        return value.item()
+        return self._finite(value)
+
+    def _finite(self, loss: Tensor) -> float:
+        value = loss.item()
+        if not math.isfinite(value):
+            raise _NotFiniteError(f"the loss is {value} at epoch {self.state.epoch + 1}")
+        return value
 
     def keep(self, loss: float) -> None:
         """Take the present weights for the best."""
@@ -359,19 +295,6 @@ class _Training:
         self.stepper.load_state_dict(saved["optimizer"])
         for name, value in deepcopy(saved["state"]).items():
             setattr(self.state, name, value)
-
-
-def _is_over(record: list[float], loss: float, patience: int | None, margin: float = 0.0) -> bool:
-    """Whether this many epochs, if any, did not lower the loss by more than a margin; the record is the lowest loss and the count."""
-    lowest, waited = record
-    if loss < lowest - margin:
-        record[:] = [loss, 0]
-        return False
-    record[1] = waited + 1
-    if patience is None or record[1] < patience:
-        return False
-    record[1] = 0
-    return True
 
 
 def _fused_adam(parameters: Sequence[nn.Parameter], lr: float, weight_decay: float) -> torch.optim.Optimizer:

@@ -12,8 +12,9 @@ from stdenoise._patches import Feed, Patches
 from stdenoise.methods.dusted.config import SCHEDULES, DUSTEDConfig
 from stdenoise.methods.dusted.module import Batch, DUSTEDModule, make_batch
 from stdenoise.scores.deviance import poisson_deviance
-from stdenoise.train.loop import Anneal, train
+from stdenoise.train.loop import train
 from stdenoise.train.run import Run
+from stdenoise.train.schedule import Anneal
 
 # Of the spots, at least this share and at most this number lose molecules, of each this share.
 _VALIDATION_SHARE, _VALIDATION_SPOTS, _HELD_OUT = 0.25, 8192, 0.1
