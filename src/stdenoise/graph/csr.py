@@ -48,7 +48,13 @@ def share_csr_tensor(matrix: csr_matrix | csr_array) -> Tensor:
 
 def transpose_csr(matrix: Tensor) -> Tensor:
     """Transpose of a CSR tensor, again CSR."""
-    return matrix.transpose(0, 1).to_sparse_csr()
+    if matrix.device.type != "cpu" or matrix.requires_grad:
+        return matrix.transpose(0, 1).to_sparse_csr()
+    # scipy counts where torch sorts.
+    from scipy.sparse import csr_matrix
+
+    parts = (matrix.values().numpy(), matrix.col_indices().numpy(), matrix.crow_indices().numpy())
+    return share_csr_tensor(csr_matrix(parts, shape=tuple(matrix.shape)).tocsc().transpose())
 
 
 def with_values(matrix: Tensor, values: Tensor) -> Tensor:

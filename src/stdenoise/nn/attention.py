@@ -83,7 +83,8 @@ class GraphAttention(nn.Module):
 
     def attend(self, graph: SpatialGraph, projected: Tensor) -> Tensor:
         """Edge weights from projected values `x W` of the senders, shape `(E,)`."""
-        return attention_weights(graph, projected @ self.source, projected[: graph.n_spots] @ self.target)
+        # All rows: the gradient of a part of them would be written into an array of zeros.
+        return attention_weights(graph, projected @ self.source, (projected @ self.target)[: graph.n_spots])
 
     def forward(self, graph: SpatialGraph, x: Tensor) -> Tensor:
         """Map `(n_senders, n_in)` to `(n_spots, n_out)`."""
@@ -92,6 +93,6 @@ class GraphAttention(nn.Module):
 
     def aggregate_first(self, graph: SpatialGraph, x: Tensor) -> Tensor:
         """Return `A x`, shape `(n_spots, n_in)`; multiplied with `weight` it equals `forward`."""
-        source, target = x @ (self.weight @ self.source), x[: graph.n_spots] @ (self.weight @ self.target)
-        weights = attention_weights(graph, source, target)
+        source, target = x @ (self.weight @ self.source), x @ (self.weight @ self.target)
+        weights = attention_weights(graph, source, target[: graph.n_spots])
         return aggregate(graph, weights, x)
