@@ -200,6 +200,50 @@ def test_the_core_gets_what_it_gets_from_the_whole(seed, n_spots, density, direc
         np.testing.assert_allclose(part[: tile.n_core], whole[core], rtol=0, atol=1e-12)
 
 
+@given(
+    seed=some.integers(0, 10_000),
+    n_spots=some.integers(2, 40),
+    density=some.sampled_from([0.02, 0.05, 0.1]),
+    directed=some.booleans(),
+    n_hops=some.integers(1, 4),
+    size=some.integers(1, 40),
+)
+def test_each_layer_may_leave_out_the_outermost_ring(seed, n_spots, density, directed, n_hops, size):
+    rng = np.random.default_rng(seed)
+    links = links_of(rng, n_spots, density, directed=directed)
+    values = rng.standard_normal((n_spots, 3))
+    whole = propagate(links, values, n_hops)
+    tiler = Tiler(graph_of(links), n_hops)
+    for core in partition(rng.uniform(size=(n_spots, 2)), size, rng=rng):
+        tile = tiler.tile(core)
+        part = values[tile.spots.numpy()]
+        for left in reversed(range(n_hops)):
+            graph = tile.graph.within(left)
+            assert graph.shape[1] <= len(part)
+            # What was not left out by the ring before is more than there is to be sent.
+            part = np.tanh(dense(graph) @ part[: graph.shape[1]])
+        assert part.shape[0] >= tile.n_core
+        np.testing.assert_allclose(part[: tile.n_core], whole[core], rtol=0, atol=1e-12)
+
+
+def test_the_edges_within_some_hops():
+    tile = Tiler(graph_of(path(60)), 3).tile(np.arange(20, 30))
+    assert [tile.graph.within(n_hops).shape for n_hops in range(5)] == [
+        (10, 12),
+        (12, 14),
+        (14, 16),
+        (16, 16),
+        (16, 16),
+    ]
+    assert tile.graph.within(3) is tile.graph
+    # Where there is no halo, there is nothing to leave out.
+    whole = Tiler(graph_of(path(60)), 3).tile(np.arange(60)).graph
+    assert whole.within(0) is whole
+    assert whole.to("cpu").rings == whole.rings
+    graph = graph_of(path(60))
+    assert graph.within(0) is graph
+
+
 @pytest.mark.parametrize("n_hops", [1, 2, 3, 4])
 def test_one_ring_less_is_not_enough(n_hops):
     links, values = path(60), np.random.default_rng(0).standard_normal((60, 3))

@@ -153,8 +153,8 @@ def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
     """End what still runs; it may have something to save."""
     try:
         for process in processes:
-            assert process.stdin is not None
-            process.stdin.close()
+            if process.stdin is not None:
+                process.stdin.close()
         for process in processes:
             with suppress(subprocess.TimeoutExpired):
                 process.wait(_PATIENCE)
