@@ -47,8 +47,8 @@ def share_csr_tensor(matrix: csr_matrix | csr_array) -> Tensor:
 
 
 def transpose_csr(matrix: Tensor) -> Tensor:
-    """Transpose of a CSR tensor, again CSR."""
-    if matrix.device.type != "cpu" or matrix.requires_grad:
+    """Transpose of a CSR tensor of constants, again CSR."""
+    if matrix.device.type != "cpu":
         return matrix.transpose(0, 1).to_sparse_csr()
     # scipy counts where torch sorts.
     from scipy.sparse import csr_matrix

@@ -109,8 +109,7 @@ class DUSTEDModule(nn.Module):
     def loss(self, batch: Batch) -> Tensor:
         """Training loss of a batch, a scalar."""
         _, hidden, _ = self.encode(batch)
-        core = batch.graph.within(0)
-        inputs = [head.aggregate_first(core, hidden)[batch.scored] for head in self._heads]
+        inputs = [x[batch.scored] for x in self._head_inputs(batch, hidden)]
         weights = [head.weight for head in self._heads]
         size_factors = batch.size_factors[batch.scored]
         return heads_loss(inputs, weights, batch.blocks, size_factors, scale=batch.scale, dtype=self.product_dtype)
@@ -120,8 +119,7 @@ class DUSTEDModule(nn.Module):
         """Return, for the core spots, latent and the list of mean, dispersion and, if any, dropout; and the attention of the encoder."""
         latent, hidden, attention = self.encode(batch)
         n_core, n_genes = len(batch.size_factors), batch.x.shape[1]
-        core = batch.graph.within(0)
-        inputs = [head.aggregate_first(core, hidden) for head in self._heads]
+        inputs = self._head_inputs(batch, hidden)
         out = [hidden.new_empty(n_core, n_genes) for _ in inputs]
         height = max(1, BLOCK_ENTRIES // n_genes)
         for start in range(0, n_core, height):
@@ -141,6 +139,11 @@ class DUSTEDModule(nn.Module):
             total += row_sum(transpose_csr(with_values(x, x.values().double())))
             self.gene_max.scatter_reduce_(0, x.col_indices().long(), x.values(), "amax")
         self.gene_mean.copy_(total / data.n_spots)
+
+    def _head_inputs(self, batch: Batch, hidden: Tensor) -> list[Tensor]:
+        """What each head multiplies with its weight, for the core spots."""
+        core = batch.graph.within(0)
+        return [head.aggregate_first(core, hidden) for head in self._heads]
 
     @property
     def _heads(self) -> list[GraphAttention]:
