@@ -26,10 +26,11 @@ def plain_loss(inputs, weights, counts, size_factors):
     """The likelihood from torch's own distributions, with the published guard against the logarithm of zero."""
     logits = [x @ w for x, w in zip(inputs, weights, strict=True)]
     mu = size_factors[:, None] * logits[0].clamp(-11.512925, 13.815511).exp()
+    guard = counts * ((mu + EPS).log() - mu.log())
     if len(inputs) == 1:
-        return -torch.distributions.Poisson(mu).log_prob(counts).sum()
+        return -(torch.distributions.Poisson(mu).log_prob(counts) + guard).sum()
     theta = F.softplus(logits[1]).clamp(1e-4, 1e4)
-    log_nb = torch.distributions.NegativeBinomial(theta, logits=mu.log() - theta.log()).log_prob(counts)
+    log_nb = torch.distributions.NegativeBinomial(theta, logits=mu.log() - theta.log()).log_prob(counts) + guard
     if len(inputs) == 2:
         return -log_nb.sum()
     drop, keep = torch.sigmoid(logits[2]), torch.sigmoid(-logits[2])

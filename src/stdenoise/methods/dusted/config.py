@@ -35,7 +35,7 @@ class DUSTEDConfig:
         `"fast"`: steps on patches of tissue at a learning rate that rises, stays until molecules held out of a part of the spots are
         no longer expected better, and falls to zero while all molecules are seen. `"paper"`: full-batch steps at a constant one.
     lr
-        Learning rate of Adam. `"paper"`: 1e-4 DLPFC and simulated, 2e-4 HOCWTA (paper); `"fast"`: its highest, 1e-3.
+        Learning rate of Adam. `"paper"`: 1e-4 DLPFC and simulated, 2e-4 HOCWTA (paper); `"fast"`: its highest, 2e-3.
     n_epochs
         Passes over the spots: 500 with `"paper"` (code and paper); at most 60 with `"fast"`, where each is repeated until it has about
         12 steps, for sections of few spots.
@@ -43,7 +43,7 @@ class DUSTEDConfig:
         Spots per step: all of them with `"paper"`; with `"fast"` a 24th of them, but 128 to 2048. Memory follows it, not the number of
         spots; neither memory nor the number of devices changes what a step computes.
     patience
-        Passes without improvement that end the middle part of `"fast"`: 3.
+        Passes without improvement that end the middle part of `"fast"`: 5.
     weight_decay
         L2 term in Adam, coupled to the gradient (code: 1e-4).
     clip
@@ -109,7 +109,7 @@ class Schedule:
 
 SCHEDULES: MappingProxyType[str, Schedule] = MappingProxyType(
     {
-        "fast": Schedule(lr=1e-3, n_epochs=60, reduction="mean"),
+        "fast": Schedule(lr=2e-3, n_epochs=60, reduction="mean"),
         "paper": Schedule(lr=1e-4, n_epochs=500, reduction="published"),
     }
 )

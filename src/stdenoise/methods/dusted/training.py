@@ -20,7 +20,7 @@ from stdenoise.train.schedule import Anneal
 _VALIDATION_SHARE, _VALIDATION_SPOTS, _HELD_OUT = 0.25, 8192, 0.1
 # Steps over which the learning rate rises, and passes at a falling one, as a share of those before.
 _WARMUP, _ANNEALING = 30, 0.5
-_PATIENCE = 3
+_PATIENCE = 5
 # Steps of a pass, as far as the spots per step stay between two bounds: below, a patch is mostly halo.
 _STEPS, _BATCH_SIZES = 24, (128, 2048)
 # Steps between two looks at the held-out molecules, at least: of a few hundred spots a pass says little.
