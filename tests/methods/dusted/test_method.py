@@ -107,7 +107,7 @@ def test_fast_is_the_default_and_presets_imply_the_published_schedule(monkeypatc
     assert (taken["lr"], taken["n_epochs"], taken["batches"].batch_size) == (2e-4, 500, None)
     assert taken.get("anneal") is None
     taken = resolved(monkeypatch)
-    assert (taken["lr"], taken["n_epochs"]) == (2e-3, 60)
+    assert (taken["lr"], taken["n_epochs"]) == (2e-3, 20)
     assert taken["anneal"].n_steps == taken["batches"].n_steps
     assert resolved(monkeypatch, patience=7)["anneal"].patience == 7
 

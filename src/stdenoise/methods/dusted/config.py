@@ -37,7 +37,7 @@ class DUSTEDConfig:
     lr
         Learning rate of Adam. `"paper"`: 1e-4 DLPFC and simulated, 2e-4 HOCWTA (paper); `"fast"`: its highest, 2e-3.
     n_epochs
-        Passes over the spots: 500 with `"paper"` (code and paper); at most 60 with `"fast"`, where each is repeated until it has about
+        Passes over the spots: 500 with `"paper"` (code and paper); at most 20 with `"fast"`, where each is repeated until it has about
         12 steps, for sections of few spots.
     batch_size
         Spots per step: all of them with `"paper"`; with `"fast"` a 24th of them, but 128 to 2048. Memory follows it, not the number of
@@ -109,7 +109,7 @@ class Schedule:
 
 SCHEDULES: MappingProxyType[str, Schedule] = MappingProxyType(
     {
-        "fast": Schedule(lr=2e-3, n_epochs=60, reduction="mean"),
+        "fast": Schedule(lr=2e-3, n_epochs=20, reduction="mean"),
         "paper": Schedule(lr=1e-4, n_epochs=500, reduction="published"),
     }
 )
