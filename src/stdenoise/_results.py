@@ -83,7 +83,7 @@ def write_denoised(
     whole
         Whether the columns are all genes in another order, rather than a choice of genes.
     dtype
-        Type of the arrays that have the size of the data.
+        Type of the arrays that have the size of the data, or `ROUNDED`.
     """
     import pandas as pd
 
@@ -103,7 +103,7 @@ def write_denoised(
     for name, tensor in arrays.items():
         if tensor.shape != result.mean.shape:
             raise ValueError(f"{name} has shape {tuple(tensor.shape)}, the mean {tuple(result.mean.shape)}.")
-    size = sum(tensor.numel() for tensor in arrays.values()) * np.dtype(dtype).itemsize
+    size = sum(tensor.numel() for tensor in arrays.values()) * (2 if dtype == "float16" else 4)
     logger.info("storing %d arrays of %d x %d, %.2f GB", len(arrays), *result.mean.shape, size / 1e9)
 
     fields: dict[str, Any] = {}

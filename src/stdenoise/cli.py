@@ -6,7 +6,7 @@ import ast
 import logging
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,7 +58,7 @@ def main(*, verbose: bool) -> None:
 @click.option("--set", "settings", metavar="KEY=VALUE", multiple=True, help="A parameter of the method; repeatable.")
 @click.option("--memory", help="Memory that a network may use, such as '6 GB'; 60 % of what is free if not given.")
 @click.option("--arrays", help="Arrays to write beside the mean: of dispersion,dropout,latent; all if not given.")
-@click.option("--dtype", default="float32", show_default=True, help="float32 or float16.")
+@click.option("--dtype", help="float32 or float16; if not given, float32 rounded to 9 significant bits (within 0.2 %).")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:<i>.")
 @click.option("--devices", default=1, show_default=True, help="GPUs, or processes on the CPU, that train together.")
 @click.option("--strategy", default="auto", show_default=True, help="How they are started, as in Lightning Fabric.")
@@ -300,13 +300,30 @@ def _summary(adata: AnnData, key: str, graph_key: str, path: Path, seconds: floa
         "graph": _graph_line(adata, graph_key),
         "written": ", ".join(record["written"]),
         "loss": f"{loss[0]:.4f} first, {loss[-1]:.4f} last, {len(loss)} epochs" if loss is not None else "",
+        "training": _training_line(record.get("training", {})),
+        "check": ", ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in record.get("check", {}).items()),
         "time": f"{seconds:.1f} s",
         "memory": f"{peak_gb():.2f} GB at most",
-        "file": str(path),
+        "file": f"{path}, {_size_mb(path):.1f} MB",
     }
     for label, value in lines.items():
         if value:
-            click.echo(f"{label:<8} {value}")
+            click.echo(f"{label:<9} {value}")
+
+
+def _training_line(ending: Mapping[str, Any]) -> str:
+    """Why the training stopped, and what it gained on molecules that it had not seen."""
+    parts = [str(ending["stopped"])] if "stopped" in ending else []
+    if "annealing_from" in ending:
+        parts.append(f"back to epoch {ending['best_epoch']} after {ending['annealing_from']}, then all molecules")
+    if "held_out_explained" in ending:
+        parts.append(f"{ending['held_out_explained']:.1%} of the gene means' held-out deviance explained")
+    return "; ".join(parts)
+
+
+def _size_mb(path: Path) -> float:
+    files = [path] if path.is_file() else path.rglob("*")
+    return sum(file.stat().st_size for file in files) / 1e6
 
 
 def _graph_line(adata: AnnData, graph_key: str) -> str:

@@ -5,8 +5,8 @@ import pytest
 from stdenoise.train.schedule import Anneal, Course, State
 
 
-def course_of(state, *, n_epochs=30, n_steps=4, warmup=6, patience=2, share=0.5, **arguments):
-    anneal = Anneal(n_steps=n_steps, warmup=warmup, patience=patience, share=share, begin=lambda: None)
+def course_of(state, *, n_epochs=30, n_steps=4, warmup=6, least=1, patience=2, share=0.5, **arguments):
+    anneal = Anneal(n_steps=n_steps, warmup=warmup, least=least, patience=patience, share=share, begin=dict)
     return Course(state, 0.1, n_epochs, **{"reduce_lr": None, "early_stop": None, "anneal": anneal, **arguments})
 
 
@@ -18,8 +18,10 @@ def pass_through(course, state, losses, *, n_steps=4):
             state.annealing = state.epoch
         for state.step in range(n_steps):
             rates.append(course.lr)
+        loss = losses(state.epoch + 1)
+        state.history.setdefault("loss", []).append(loss)
+        course.heed(loss)
         state.epoch, state.step = state.epoch + 1, 0
-        course.heed(losses(state.epoch))
     return rates
 
 
@@ -41,6 +43,38 @@ def test_it_falls_when_nothing_is_gained_any_more(patience, turns_at):
     assert state.annealing == turns_at
     assert state.epoch == turns_at + round(turns_at / 2)
     assert len(rates) == 4 * state.epoch
+
+
+@pytest.mark.parametrize("least", [1, 5, 9])
+def test_a_plateau_at_the_beginning_ends_nothing(least):
+    state = State()
+    course = course_of(state, least=least, patience=2)
+    # What a section of thousands of silent genes shows: it falls at once, rises again, and falls only later.
+    pass_through(course, state, lambda epoch: 0.1 if epoch == 2 else 0.13 - 1e-3 * epoch if epoch > 6 else 0.11)
+    assert state.annealing == {1: 4, 5: 20, 9: 20}[least]
+    assert course.outcome.ending["annealing_from"] == state.annealing
+
+
+def test_the_least_number_of_epochs_does_not_exceed_those_there_are():
+    state = State()
+    course = course_of(state, n_epochs=6, least=50)
+    counted = []
+    for state.epoch in range(6):
+        counted.append(course.counts)
+    assert counted == [False] * 3 + [True] * 3
+
+
+@pytest.mark.parametrize(
+    ("losses", "stopped"),
+    [(lambda epoch: 1 / epoch, "all 30 epochs are over"), (lambda epoch: 1.0, "no better for 2 epochs, at epoch 3")],
+)
+def test_the_outcome_says_why_it_ended(losses, stopped):
+    state = State(notes={"held_out_explained": 0.5}, best_epoch=2)
+    course = course_of(state)
+    pass_through(course, state, losses)
+    ending = course.outcome.ending
+    assert (ending["stopped"], ending["best_epoch"], ending["held_out_explained"]) == (stopped, 2, 0.5)
+    assert course.outcome.history["loss"] == [losses(epoch) for epoch in range(1, state.epoch + 1)]
 
 
 def test_a_plateau_divides_the_rate_by_ten_and_a_longer_one_ends_it():

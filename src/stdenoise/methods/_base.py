@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from stdenoise._validate import check_choice, near_match
@@ -68,12 +68,15 @@ class Model:
         Median count of the training spots over all genes: the depth that a size factor of 1 stands for.
     history
         Named values per epoch.
+    ending
+        Why the training ended, which epoch was the best one, and what was found out about it.
     """
 
     state: Mapping[str, Tensor]
     genes: tuple[str, ...]
     median_total: float
     history: Mapping[str, Sequence[float]]
+    ending: Mapping[str, str | float] = field(default_factory=dict)
 
 
 class Denoiser:

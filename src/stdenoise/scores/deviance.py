@@ -140,7 +140,7 @@ def count_deviance(
 
 
 def poisson_deviance(expected: Tensor, observed: Tensor) -> Tensor:
-    """Sum of the Poisson deviances of counts, in double precision.
+    """Poisson deviances of counts, summed over spots, in double precision; shape `(n_genes,)`.
 
     Parameters
     ----------
@@ -149,6 +149,6 @@ def poisson_deviance(expected: Tensor, observed: Tensor) -> Tensor:
     observed
         Counts, a CSR tensor of the same shape without stored zeros.
     """
-    row = torch.repeat_interleave(observed.crow_indices().diff())
-    m, y = expected[row, observed.col_indices().long()].double(), observed.values().double()
-    return 2 * (expected.sum(dtype=torch.float64) + (y * (y / m).log() - y).sum())
+    row, col = torch.repeat_interleave(observed.crow_indices().diff()), observed.col_indices().long()
+    m, y = expected[row, col].double(), observed.values().double()
+    return 2 * expected.sum(0, dtype=torch.float64).index_add_(0, col, y * (y / m).log() - y)

@@ -49,7 +49,7 @@ def denoise(
     model: str | Path | None = None,
     out: str | Path | None = None,
     arrays: Sequence[str] = _ARRAYS,
-    dtype: str = "float32",
+    dtype: str | None = None,
     **params: Any,
 ) -> AnnData | None:
     """Denoise the counts of a tissue section.
@@ -115,7 +115,8 @@ def denoise(
     arrays
         Arrays to keep beside the mean: of `"dispersion"`, `"dropout"` and `"latent"`.
     dtype
-        `"float32"` or `"float16"`, of the arrays that have the size of the data.
+        `"float32"` or `"float16"`, of the arrays that have the size of the data. If not given: float32, and in a file (`out`) float32
+        rounded to 9 significant bits, within 0.2 %, which takes about half the space.
     **params
         Parameters of the method, for DUSTED the fields of `stdenoise.methods.DUSTEDConfig` and `preset`.
 
@@ -181,6 +182,7 @@ def denoise(
 
     from stdenoise._device import resolve_device
     from stdenoise._memory import read_memory
+    from stdenoise._stream import ROUNDED
     from stdenoise.tl import _fit
     from stdenoise.tl._network import Circumstances
 
@@ -213,7 +215,7 @@ def denoise(
         seed=seed,
         progress=show_progress,
         arrays=tuple(arrays),
-        dtype=dtype,
+        dtype=dtype or ("float32" if out is None else ROUNDED),
     )
     provenance = {
         "method": denoiser.info.name,
@@ -232,10 +234,10 @@ def denoise(
     return _fit.run(adata, request, provenance, out=paths["out"], copy=copy)
 
 
-def _check_output(out: Path | None, *, copy: bool, arrays: Sequence[str], dtype: str) -> None:
+def _check_output(out: Path | None, *, copy: bool, arrays: Sequence[str], dtype: str | None) -> None:
     from stdenoise._files import check_writable
 
-    check_choice("dtype", dtype, ["float32", "float16"])
+    check_choice("dtype", dtype, [None, "float32", "float16"])
     if isinstance(arrays, str):
         raise TypeError(f"arrays must be a list of names, not {arrays!r}.")
     for name in arrays:

@@ -21,7 +21,16 @@ from stdenoise._validate import output_of
 from stdenoise.methods._base import Denoiser, Model
 from stdenoise.methods._models import write_model
 from stdenoise.tl import _streamed
-from stdenoise.tl._network import Circumstances, align_genes, at_depth_of, chosen, open_run, train_network
+from stdenoise.tl._network import (
+    Circumstances,
+    align_genes,
+    at_depth_of,
+    chosen,
+    network_record,
+    open_run,
+    train_network,
+)
+from stdenoise.tl._soundness import Soundness
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -114,11 +123,14 @@ def run(
     spots = _read(adata, request, positions, plan.data_device)
     model = _trained(request, spots, how)
     # Each process holds the whole section and the whole result.
-    found = denoiser.predict(model, at_depth_of(spots, model), replace(how, fabric=None))
+    alone = replace(how, fabric=None)
+    soundness = Soundness(spots)
+    found = soundness.watch(denoiser.predict(model, at_depth_of(spots, model), alone))
     found = chosen(found, request.arrays, adata.n_obs, progress=how.progress and plan.max_spots is not None)
     result = _spots.collect(found, adata.n_obs, model.history, plan.data_device)
-    if out is not None and not how.is_first:
+    if not how.is_first and out is not None:
         return None
+    provenance = {**provenance, **network_record(model, soundness, alone, denoiser)}
     return _store(adata, result, request, positions, provenance, out=out, copy=copy)
 
 

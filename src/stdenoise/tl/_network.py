@@ -17,6 +17,7 @@ from stdenoise._spots import Denoised, Spots
 from stdenoise._validate import check_choice, check_number, near_match
 from stdenoise.methods._base import Denoiser, Model
 from stdenoise.methods._registry import registered
+from stdenoise.tl._soundness import Soundness
 from stdenoise.train.checkpoint import Checkpoint
 from stdenoise.train.devices import join, spawn
 from stdenoise.train.run import Run
@@ -167,6 +168,11 @@ def chosen(
         for rows, block in blocks:
             yield rows, replace(block, **dropped)
             bar.update(len(rows))
+
+
+def network_record(model: Model, soundness: Soundness, run: Run, denoiser: Denoiser) -> dict[str, Any]:
+    """What is recorded of a network beside its history: how its training ended, and a look at its result."""
+    return {"training": dict(model.ending), "check": soundness.report(model.ending, run, label=denoiser.info.name)}
 
 
 def _identity(denoiser: Denoiser, spots: Spots, seed: int) -> dict[str, Any]:

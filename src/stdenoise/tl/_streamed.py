@@ -21,7 +21,8 @@ from stdenoise._stream import RowStore, create_arrays, write_arrays, write_eleme
 from stdenoise._validate import check_counts
 from stdenoise.graph.tiles import order_by_graph, partition
 from stdenoise.methods._base import Denoiser, Model
-from stdenoise.tl._network import ARRAYS, at_depth_of, chosen
+from stdenoise.tl._network import ARRAYS, at_depth_of, chosen, network_record
+from stdenoise.tl._soundness import Soundness
 from stdenoise.train.run import Run
 
 # Spots that lie together on the disk, at least: a tile is then a few pieces of the file.
@@ -134,7 +135,8 @@ def write_streamed(
     n_spots = len(spots.size_factors)
     # Columns in the order of the section.
     columns = slice(None) if positions is None else np.argsort(positions)
-    found = denoiser.predict(model, at_depth_of(spots, model), run)
+    soundness = Soundness(spots)
+    found = soundness.watch(denoiser.predict(model, at_depth_of(spots, model), run))
     # Only what has the size of the data may be of half precision.
     dtypes = {getattr(names, name): "float32" if name == "latent" else dtype for name in ARRAYS}
     store: RowStore | None = None
@@ -156,6 +158,7 @@ def write_streamed(
         # More processes than patches.
         store, scale = _open_store(folder, ({}, ""), n_spots, dtypes, run)
     run.wait()
+    provenance = {**provenance, **network_record(model, soundness, run, denoiser)}
 
     genes = None if positions is None or whole else source.light.var_names[np.sort(positions)]
     holder = "layers" if whole else "obsm"

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from stdenoise.train.checkpoint import Checkpoint
 from stdenoise.train.rmsprop import RMSprop
 from stdenoise.train.run import Run
-from stdenoise.train.schedule import Anneal, Course, State
+from stdenoise.train.schedule import Anneal, Course, Outcome, State
 
 logger = logging.getLogger("stdenoise")
 
@@ -45,7 +45,7 @@ def train(
     reduce_lr: int | None = None,
     early_stop: int | None = None,
     anneal: Anneal | None = None,
-) -> dict[str, list[float]]:
+) -> Outcome:
     """Minimise a loss with gradient clipping, one step per epoch or one per batch.
 
     Parameters
@@ -87,8 +87,8 @@ def train(
 
     Returns
     -------
-    Per epoch, `loss` (before each step, mean over steps) and, where they are used, `gradient_norm` (before clipping, mean over steps),
-    `validation_loss` and `lr`.
+    The history: per epoch, `loss` (before each step, mean over steps) and, where they are used, `gradient_norm` (before clipping, mean
+    over steps), `validation_loss` and `lr`. And how the training ended.
 
     Raises
     ------
@@ -113,7 +113,7 @@ def train(
             if anneal is not None and course.turns_here:
                 training.restore_best()
                 state.annealing = state.epoch
-                anneal.begin()
+                state.notes = anneal.begin()
             bar.n, bar.total = state.epoch, course.last_epoch
             # Not back to before the last part: it has begun.
             training.begin_epoch(
@@ -132,7 +132,7 @@ def train(
                     record["gradient_norm"] = fmean(state.norms)
                 if validation_loss is not None and state.annealing is None:
                     record["validation_loss"] = value = training.validate(validation_loss)
-                    if keep_best and value < state.best_loss:
+                    if keep_best and course.counts and value < state.best_loss:
                         training.keep(value)
             except _NotFiniteError as error:
                 training.step_back(f"{description}: {error}", lr)
@@ -141,9 +141,9 @@ def train(
                 record["lr"] = lr * state.lr_factor
             for name, number in record.items():
                 state.history.setdefault(name, []).append(number)
-            training.end_epoch()
             value = record.get("validation_loss", record["loss"])
             course.heed(value)
+            training.end_epoch()
             bar.set_postfix(loss=f"{value:.4f}", refresh=False)
             bar.update()
         if run.checkpoint is not None:
@@ -151,7 +151,7 @@ def train(
             training.save(run.checkpoint)
     if restore_best and anneal is None:
         training.restore_best()
-    return state.history
+    return course.outcome
 
 
 class _NotFiniteError(ArithmeticError):
@@ -230,7 +230,7 @@ class _Training:
 
     def keep(self, loss: float) -> None:
         """Take the present weights for the best."""
-        self.state.best_loss = loss
+        self.state.best_loss, self.state.best_epoch = loss, self.state.epoch + 1
         if self.best is None:
             self.best = [x.detach().clone() for x in self.weights]
         _copy(self.weights, self.best)

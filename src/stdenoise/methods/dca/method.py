@@ -99,7 +99,7 @@ class DCA(Denoiser):
             parts = validation.split(max(1, BLOCK_ENTRIES // n_genes))
             return torch.stack([module.loss(batches.take(rows)) * (len(rows) / n_validation) for rows in parts]).sum()
 
-        history = train(
+        outcome = train(
             module,
             module.loss,
             batches=epoch,
@@ -116,7 +116,7 @@ class DCA(Denoiser):
             run=run,
             description="dca",
         )
-        return Model(module.state_dict(), spots.genes, spots.median_total, history)
+        return Model(module.state_dict(), spots.genes, spots.median_total, outcome.history, outcome.ending)
 
     def working_memory(self, n_genes: int, counts_per_spot: float) -> tuple[float, float]:
         """Estimate the memory of weights and optimiser; spots are always worked on in small batches."""

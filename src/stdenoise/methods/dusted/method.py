@@ -75,8 +75,8 @@ class DUSTED(Denoiser):
         module, data = self._module(spots, run, generator), self._patches(spots, run)
         module.product_dtype = torch.bfloat16 if run.precision == "bf16-mixed" else None
         train = train_fast if self.config.schedule == "fast" else train_as_published
-        history = train(module, self.config, data, run, generator)
-        return Model(module.state_dict(), spots.genes, spots.median_total, history)
+        outcome = train(module, self.config, data, run, generator)
+        return Model(module.state_dict(), spots.genes, spots.median_total, outcome.history, outcome.ending)
 
     def predict(self, model: Model, spots: Spots, run: Run) -> Iterator[tuple[Tensor, Denoised]]:
         """Yield the means of one final pass, patch by patch."""

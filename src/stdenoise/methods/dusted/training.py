@@ -14,7 +14,7 @@ from stdenoise.methods.dusted.module import Batch, DUSTEDModule, make_batch
 from stdenoise.scores.deviance import poisson_deviance
 from stdenoise.train.loop import train
 from stdenoise.train.run import Run
-from stdenoise.train.schedule import Anneal
+from stdenoise.train.schedule import Anneal, Outcome
 
 # Of the spots, at least this share and at most this number lose molecules, of each this share.
 _VALIDATION_SHARE, _VALIDATION_SPOTS, _HELD_OUT = 0.25, 8192, 0.1
@@ -24,14 +24,19 @@ _PATIENCE = 5
 # Steps of a pass, as far as the spots per step stay between two bounds: below, a patch is mostly halo.
 _STEPS, _BATCH_SIZES = 24, (128, 2048)
 # Steps between two looks at the held-out molecules, at least: of a few hundred spots a pass says little.
-_LEAST_STEPS = 12
+_LEAST_STEPS = 24
+# Passes before which the molecules that are held out do not judge: until then a network of many genes expects little more than the mean
+# of each, on a plateau, and what it would return has two components.
+_LEAST_EPOCHS = 12
+# Held-out molecules of a gene, at least, for its own share to say something.
+_EXPRESSED = 20
 # Least expected count: a dropout probability that rounds to 1 would let one molecule cost more than all others.
 _LEAST = 1e-6
 
 
 def train_as_published(
     module: DUSTEDModule, config: DUSTEDConfig, data: Patches, run: Run, generator: torch.Generator
-) -> dict[str, list[float]]:
+) -> Outcome:
     """Train at a constant learning rate."""
     module.set_pooled(data)
     feed = _feed(data, config, generator)
@@ -40,16 +45,18 @@ def train_as_published(
 
 def train_fast(
     module: DUSTEDModule, config: DUSTEDConfig, data: Patches, run: Run, generator: torch.Generator
-) -> dict[str, list[float]]:
+) -> Outcome:
     """Train until held-out molecules are no longer expected better, then on all molecules to a learning rate of zero."""
     feed = _feed(data, config, generator)
-    validation = _Validation(data, feed.batch_size or data.n_spots, generator)
+    validation = _Validation(data, feed.batch_size or data.n_spots, generator, run)
     feed.data = validation.training
     module.set_pooled(feed.data)
 
-    def begin() -> None:
+    def begin() -> dict[str, float]:
+        notes = validation.explained(module)
         feed.data = data
         module.set_pooled(data)
+        return notes
 
     return train(
         module,
@@ -60,6 +67,7 @@ def train_fast(
         anneal=Anneal(
             n_steps=feed.n_steps,
             warmup=_WARMUP,
+            least=_LEAST_EPOCHS,
             patience=config.patience or _PATIENCE,
             share=_ANNEALING,
             begin=begin,
@@ -70,11 +78,18 @@ def train_fast(
 class _Validation:
     """Some patches of tissue, of whose molecules some are held out."""
 
-    def __init__(self, data: Patches, batch_size: int, generator: torch.Generator) -> None:
+    def __init__(self, data: Patches, batch_size: int, generator: torch.Generator, run: Run) -> None:
+        spots = data.spots
         cores = data.sample(batch_size, _VALIDATION_SHARE, _VALIDATION_SPOTS, generator)
-        held_out = HeldOut(data.spots.counts, torch.cat(cores).sort().values, _HELD_OUT, generator)
-        self.training = data.without(held_out)
-        self._n_entries = sum(map(len, cores)) * data.spots.counts.shape[1]
+        held_out = HeldOut(spots.counts, torch.cat(cores).sort().values, _HELD_OUT, generator)
+        self.training, self._run = data.without(held_out), run
+        self._n_entries = sum(map(len, cores)) * spots.counts.shape[1]
+        depth = held_out.thin_size_factors(spots.size_factors, torch.arange(data.n_spots))[spots.nonempty].sum()
+        total = torch.zeros(spots.counts.shape[1], dtype=torch.float64)
+        for block in self.training.row_blocks():
+            total.index_add_(0, block.col_indices().long().cpu(), block.values().double().cpu())
+        # Expected counts of a spot of depth 1 without any structure; a gene without a count is given half of one.
+        self._profile = total.clamp_(min=0.5) / depth.cpu()
         self._parts = [
             (make_batch(patch, per_entry=True), held_out.of(patch.spots[: patch.n_core]).to(patch.spots.device))
             for patch in (self.training.patch(core.numpy(), 1) for core in cores[data.rank :: data.world])
@@ -84,12 +99,38 @@ class _Validation:
         """Part of this process in the mean Poisson deviance of held-out molecules."""
         total = torch.zeros((), dtype=torch.float64)
         for batch, held_out in self._parts:
-            mean, _, *dropout = module.predict(batch)[2]
-            for probability in dropout:
-                mean = mean * (1 - probability)
-            expected = (mean * (_HELD_OUT / (1 - _HELD_OUT))).clamp_(min=_LEAST)
-            total += poisson_deviance(expected, held_out).cpu()
+            total += poisson_deviance(_expected(module, batch), held_out).sum().cpu()
         return total / self._n_entries
+
+    @torch.no_grad()
+    def explained(self, module: DUSTEDModule) -> dict[str, float]:
+        """Share of the deviance of gene means that is explained: of all held-out molecules, and of the median expressed gene."""
+        n_genes = len(self._profile)
+        # Deviance of the network, that of gene means, and held-out molecules, by gene.
+        sums = torch.zeros(3, n_genes, dtype=torch.float64)
+        for batch, held_out in self._parts:
+            expected = _expected(module, batch)
+            depth = batch.size_factors[:, None] * (_HELD_OUT / (1 - _HELD_OUT))
+            by_mean = (depth * self._profile.to(depth)).clamp_(min=_LEAST)
+            sums[0] += poisson_deviance(expected, held_out).cpu()
+            sums[1] += poisson_deviance(by_mean, held_out).cpu()
+            sums[2].index_add_(0, held_out.col_indices().long().cpu(), held_out.values().double().cpu())
+        self._run.add_up([sums])
+        network, constant, molecules = sums
+        notes = {"held_out_explained": float(1 - network.sum() / constant.sum())}
+        expressed = molecules >= _EXPRESSED
+        if expressed.any():
+            by_gene = 1 - network[expressed] / constant[expressed]
+            notes["held_out_explained_median_gene"] = float(by_gene.median())
+        return notes
+
+
+def _expected(module: DUSTEDModule, batch: Batch) -> Tensor:
+    """Expected held-out counts of the core of a batch."""
+    mean, _, *dropout = module.predict(batch)[2]
+    for probability in dropout:
+        mean = mean * (1 - probability)
+    return (mean * (_HELD_OUT / (1 - _HELD_OUT))).clamp_(min=_LEAST)
 
 
 def _feed(data: Patches, config: DUSTEDConfig, generator: torch.Generator) -> Feed[Batch]:

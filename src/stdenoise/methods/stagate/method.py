@@ -70,7 +70,7 @@ class STAGATE(Denoiser):
 
         config, generator = self.config, torch_generator(run.seed)
         module = self._module(spots, run, generator)
-        history = train(
+        outcome = train(
             module,
             module.loss,
             batches=Feed(self._patches(spots, run), make_batch, config.batch_size, generator),
@@ -83,7 +83,7 @@ class STAGATE(Denoiser):
             run=run,
             description="stagate",
         )
-        return Model(module.state_dict(), spots.genes, spots.median_total, history)
+        return Model(module.state_dict(), spots.genes, spots.median_total, outcome.history, outcome.ending)
 
     def predict(self, model: Model, spots: Spots, run: Run) -> Iterator[tuple[Tensor, Denoised]]:
         """Yield the reconstruction of one final pass, patch by patch."""
