@@ -17,6 +17,7 @@ FLOORS = {
     **dict.fromkeys(["graph", "nn", "train", "scores"], 1),
     **dict.fromkeys(
         [
+            "_build_graph",
             "_context",
             "_image",
             "_expression",
