@@ -187,7 +187,7 @@ def test_no_graph_is_built_where_none_is_needed(run, section, tmp_path):
 def test_image_features_where_no_method_looks_at_them(run, section, tmp_path):
     options = ["--method", "gene_mean", "--features-key", "image"]
     result = run("denoise", section, tmp_path / "no.h5ad", *options)
-    assert "features_key='image' does not apply to gene_mean" in result.stderr
+    assert "'image' is not in adata.obsm" in result.stderr
 
 
 @pytest.mark.parametrize(("radius", "n_neighbors"), [("120", 6), ("180", 12)])
@@ -211,13 +211,55 @@ def test_keys_and_libraries(run, tmp_path):
     adata.obsm["centres"] = adata.obsm["spatial"]
     adata.obs["library"] = np.where(np.arange(61) % 2, "left", "right")
     adata.write_h5ad(tmp_path / "in.h5ad")
-    keys = ["--spatial-key", "centres", "--graph-key", "near", "--library-key", "library", "--key-added", "mine"]
+    keys = ["--spatial-key", "centres", "--graph-key", "near", "--radius", "auto"]
+    keys += ["--library-key", "library", "--key-added", "mine"]
     result = run("denoise", tmp_path / "in.h5ad", tmp_path / "out.h5ad", *FAST, *keys, "--method", "dusted")
     assert result.exit_code == 0, result.output
     back = ad.read_h5ad(tmp_path / "out.h5ad")
     assert {"near_connectivities", "near_distances"} == set(back.obsp)
-    assert back.uns["mine"]["library_key"] == "library"
+    assert back.uns["near_neighbors"]["params"]["spatial_key"] == "centres"
+    record = back.uns["mine"]
+    assert (record["graph_key"], record["library_key"], record["spatial_key"]) == ("near", "library", "centres")
     assert "mine_mean" in back.layers
+
+
+def test_coordinates_that_only_the_graph_is_built_from(run, tmp_path):
+    adata = st.datasets.tissue(n_spots=61, n_genes=12)
+    adata.obsm["centres"] = adata.obsm["spatial"][::-1]
+    adata.write_h5ad(tmp_path / "in.h5ad")
+    command = ["denoise", tmp_path / "in.h5ad", tmp_path / "out.h5ad", "--method", "neighbor_mean"]
+    result = run(*command, "--spatial-key", "centres")
+    assert result.exit_code == 0, result.output
+    back = ad.read_h5ad(tmp_path / "out.h5ad")
+    assert back.uns["neighbor_mean"]["spatial_key"] == ""
+    st.pp.spatial_graph(adata, spatial_key="centres")
+    assert (back.obsp["spatial_connectivities"] != adata.obsp["spatial_connectivities"]).nnz == 0
+    # With a graph in the file, nobody reads them.
+    adata.write_h5ad(tmp_path / "in.h5ad")
+    result = run(*command, "--spatial-key", "centres")
+    assert result.exit_code == 2
+    assert "spatial_key='centres' has no effect for neighbor_mean" in result.stderr
+
+
+def test_the_graph_of_a_method_that_reads_none_is_not_in_the_summary(run, tmp_path):
+    adata = st.datasets.tissue(n_spots=61, n_genes=12)
+    st.pp.spatial_graph(adata)
+    adata.write_h5ad(tmp_path / "in.h5ad")
+    for method, shown in (("gene_mean", False), ("neighbor_mean", True)):
+        result = run("denoise", tmp_path / "in.h5ad", tmp_path / "out.h5ad", "--method", method)
+        assert ("neighbours on average" in result.stdout) == shown
+
+
+def test_the_method_is_that_of_the_model(run, section, tmp_path):
+    small = [*FAST[:4], "--set", "n_epochs=2"]
+    model = tmp_path / "network.pt"
+    result = run("denoise", section, tmp_path / "a.h5ad", "--method", "stagate", *small, "--save-model", model)
+    assert result.exit_code == 0, result.output
+    assert run("denoise", section, tmp_path / "b.h5ad", "--model", model).exit_code == 0
+    assert "stagate_mean" in ad.read_h5ad(tmp_path / "b.h5ad").layers
+    result = run("denoise", section, tmp_path / "c.h5ad", "--model", model, "--method", "dusted")
+    assert result.exit_code == 2
+    assert re.search("method='dusted', but model='.*' is a network of 'stagate'", result.stderr)
 
 
 def test_out_is_replaced(run, section, tmp_path):
@@ -257,6 +299,7 @@ BAD = [
     (["section.h5ad", "out.h5ad", "--radius", "wide"], "radius='wide' is not valid; choose 'auto' or a number above 0"),
     (["section.h5ad", "out.h5ad", "--spatial-key", "xy"], "'xy' is not in adata.obsm"),
     (["section.h5ad", "out.h5ad", "--library-key", "x"], "'x' is not in adata.obs"),
+    (["section.h5ad", "out.h5ad", "--graph-key", "x"], "'x_connectivities' is not in adata.obsp"),
     (["section.h5ad", "out.h5ad", "--device", "gpu0"], "device='gpu0' is not available"),
     (["section.h5ad", "out.h5ad", "--seed", "-1"], "seed must be an integer >= 0, not -1"),
 ]
@@ -506,7 +549,11 @@ NETWORK_BAD = [
     (["--save-model", "nowhere/a.pt"], "save_model='nowhere/a.pt': there is no folder"),
     (["--model", "missing.pt"], "there is no model 'missing.pt'"),
     (["--model", "text.pt"], "'text.pt' is damaged or no model of stdenoise: "),
-    (["--method", "gene_mean", "--memory", "4 GB"], r"\['memory'\] do not apply to gene_mean, which trains no network"),
+    (["--method", "gene_mean", "--memory", "4 GB"], r"\['memory'\] do not apply to gene_mean: .*'dca'"),
+    (["--method", "gene_mean", "--graph-key", "x"], "'x_connectivities' is not in adata.obsp"),
+    (["--method", "gene_mean", "--spatial-key", "x"], "'x' is not in adata.obsm"),
+    (["--method", "gene_mean", "--library-key", "x"], "'x' is not in adata.obs"),
+    (["--method", "gene_mean", "--arrays", "dropout"], r"arrays='dropout' is not valid for gene_mean.*\['mean'\]"),
 ]
 
 

@@ -17,6 +17,7 @@ FLOORS = {
     **dict.fromkeys(["graph", "nn", "train", "scores"], 1),
     **dict.fromkeys(
         [
+            "_build_graph",
             "_context",
             "_image",
             "_expression",
@@ -33,6 +34,7 @@ FLOORS = {
     ),
     **dict.fromkeys(["methods", "_clusters"], 2),
     "_plan": 2.5,
+    "_inputs": 2.5,
     "_trial": 2.5,
     **dict.fromkeys(["pp", "tl", "get", "metrics", "pl", "datasets"], 3),
     "benchmark": 3.5,

@@ -11,6 +11,7 @@ import stdenoise as st
 from stdenoise import _plan
 from stdenoise._plan import Size, make_plan
 from stdenoise.methods import DCA, DUSTED, STAGATE
+from stdenoise.tl import _fit
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 # A section of 2 million spots and 500 genes: 2 GB of counts, 12 GB of results.
@@ -318,6 +319,28 @@ def test_the_least_memory_gives_the_result_of_much_memory(section, caplog, name)
     # Much was trained, so that equality means something.
     loss = whole.uns[method]["history"]["loss"]
     assert loss[-1] < 0.99 * loss[0]
+
+
+@pytest.mark.parametrize(
+    ("method", "params", "arrays", "n_arrays"),
+    [
+        ("dusted", {}, None, 3),
+        ("dusted", {"likelihood": "nb"}, None, 2),
+        ("dusted", {}, ["latent"], 1),
+        ("dusted", {}, ["mean", "dropout"], 2),
+        ("dca", {"likelihood": "poisson"}, None, 1),
+        ("stagate", {}, None, 1),
+    ],
+    ids=str,
+)
+def test_the_plan_counts_the_arrays_that_are_written(section, monkeypatch, method, params, arrays, n_arrays):
+    def plan(*_, n_arrays, **__):
+        raise MemoryError(n_arrays)
+
+    monkeypatch.setattr(_fit, "make_plan", plan)
+    with pytest.raises(MemoryError) as caught:
+        st.tl.denoise(section, method, arrays=arrays, **params)
+    assert caught.value.args == (n_arrays,)
 
 
 def test_a_section_that_does_not_fit_is_refused_before_any_work(section, monkeypatch):

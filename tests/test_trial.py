@@ -3,10 +3,11 @@ import pytest
 import torch
 from scipy import sparse
 
+import stdenoise as st
 from stdenoise._expression import lognorm
 from stdenoise._spots import Denoised
 from stdenoise._trial import check_fraction, held_out_scores, read_trial
-from stdenoise.methods import DUSTED, GeneMean, NeighborMean, Raw
+from stdenoise.methods import DUSTED, GeneMean, NeighborMean, Raw, Smoother
 
 OPTIONS = {"layer": None, "genes": None, "graph_key": "spatial", "library_key": None, "device": "cpu", "seed": 0}
 OPTIONS |= {"spatial_key": "spatial", "features_key": None}
@@ -52,6 +53,33 @@ def test_no_graph_is_read_where_none_is_needed(irregular):
         read_trial(irregular, [Raw(), DUSTED()], **OPTIONS)
     with pytest.raises(KeyError, match="Build the graph first"):
         read_trial(irregular, [Raw()], **OPTIONS, with_graph=True)
+
+
+def test_keys_are_for_at_least_one_of_the_methods(irregular):
+    irregular.obsm["mine"] = irregular.obsm["spatial"] + 1
+    irregular.obsp["mine_connectivities"] = irregular.obsp["spatial_connectivities"]
+    for key, users in (("graph_key", [NeighborMean(), DUSTED()]), ("spatial_key", [Smoother(), DUSTED()])):
+        options = {**OPTIONS, key: "mine"}
+        for user in users:
+            read_trial(irregular, [Raw(), user], **options)
+        with pytest.raises(TypeError, match=f"{key}='mine' has no effect for raw, gene_mean, which read no"):
+            read_trial(irregular, [Raw(), GeneMean()], **options)
+        with pytest.raises(KeyError, match="'nonsense.*' is not in adata.obs"):
+            read_trial(irregular, [Raw(), *users], **{**options, key: "nonsense"})
+    read_trial(irregular, [Raw()], **{**OPTIONS, "graph_key": "mine"}, with_graph=True)
+
+
+def test_a_method_is_run_as_by_the_verb():
+    # With several patches per pass, which are cut by coordinates.
+    section = st.datasets.tissue(n_spots=300, n_genes=12)
+    section.obsm["mine"] = section.obsm["spatial"][:, ::-1] * [1, 3]
+    st.pp.spatial_graph(section)
+    small = {"n_hidden": 8, "n_latent": 3, "n_epochs": 3, "gate_reduction": 4, "batch_size": 100}
+    for key in ("spatial", "mine"):
+        trial = read_trial(section, [DUSTED()], **{**OPTIONS, "spatial_key": key})
+        mean = trial.fit(DUSTED(**small), seed=0, progress=False).mean.numpy()
+        whole = st.tl.denoise(section, "dusted", spatial_key=key, copy=True, **small)
+        np.testing.assert_array_equal(mean, whole.layers["dusted_mean"])
 
 
 def test_spots_without_training_counts_are_not_scored(irregular):

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy import sparse
 
-from stdenoise import _mclust
+from stdenoise import _keys, _mclust
 from stdenoise._expression import Matrix, read_expression
-from stdenoise._validate import check_choice, check_number, lookup, read_coordinates
+from stdenoise._validate import check_choice, check_number, lookup, read_coordinates, refuse_key
 from stdenoise.scores.labels import refine_labels
 from stdenoise.scores.mixture import Mixture, fit_mixture
 
@@ -26,16 +26,21 @@ PCA_SEED = 42
 _CONSTANT = 1e-6
 
 
-def check_options(adata: AnnData, *, n_clusters: int, backend: str, refine: int | None) -> None:
+def check_options(adata: AnnData, *, n_clusters: int, backend: str, refine: int | None, spatial_key: str) -> None:
     """Raise unless the options are valid for so many spots."""
     check_number("n_clusters", n_clusters, minimum=1, integer=True)
     if n_clusters > adata.n_obs:
         raise ValueError(f"n_clusters={n_clusters} is more than the {adata.n_obs} spots.")
     check_choice("backend", backend, ["native", "r"])
-    if refine is not None:
+    if refine is None:
+        if spatial_key != _keys.SPATIAL:
+            why = "without refine=, which alone reads coordinates"
+            refuse_key("spatial_key", spatial_key, adata.obsm, spatial_key, where="adata.obsm", why=why)
+    else:
         check_number("refine", refine, minimum=1, integer=True)
         if refine >= adata.n_obs:
             raise ValueError(f"refine={refine} neighbours need more than {adata.n_obs} spots.")
+        read_coordinates(adata, spatial_key)
     if backend == "r":
         _mclust.load()
 

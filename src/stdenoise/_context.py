@@ -11,7 +11,7 @@ from scipy import sparse
 from torch import Tensor
 
 from stdenoise._keys import GraphKeys
-from stdenoise._validate import lookup, read_coordinates, read_libraries
+from stdenoise._validate import ADVICE, lookup, read_coordinates, read_libraries
 from stdenoise.graph.csr import SpatialGraph
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class Context:
 def read_graph(adata: AnnData, graph_key: str) -> sparse.csr_matrix:
     """Read the adjacency matrix of a spatial graph, ours or squidpy's."""
     key = GraphKeys(graph_key).connectivities
-    adjacency = lookup(adata.obsp, key, where="adata.obsp", advice="Build the graph first: st.pp.spatial_graph(adata).")
+    adjacency = lookup(adata.obsp, key, where="adata.obsp", advice=ADVICE["graph"])
     if adjacency.shape != (adata.n_obs, adata.n_obs):
         raise ValueError(
             f"adata.obsp[{key!r}] has shape {adjacency.shape}, but adata has {adata.n_obs} spots; "
@@ -74,9 +74,7 @@ def read_graph(adata: AnnData, graph_key: str) -> sparse.csr_matrix:
 
 def read_features(adata: AnnData, features_key: str) -> np.ndarray:
     """Read image features, shape `(n_spots, n_features)`, or raise."""
-    values = lookup(
-        adata.obsm, features_key, where="adata.obsm", advice="Compute them first: st.pp.image_features(adata)."
-    )
+    values = lookup(adata.obsm, features_key, where="adata.obsm", advice=ADVICE["features"])
     where = f"adata.obsm[{features_key!r}]"
     features = values.toarray() if sparse.issparse(values) else np.asarray(values)
     if features.dtype.kind not in "iufb":

@@ -1,14 +1,21 @@
-"""Resolution of device names."""
+"""Devices by name, and the processes and threads that compute on them."""
 
 from __future__ import annotations
 
+import logging
+import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from stdenoise._memory import control_groups
 from stdenoise._settings import settings
 
 if TYPE_CHECKING:
     import torch
+
+logger = logging.getLogger("stdenoise")
 
 
 def resolve_device(name: str) -> torch.device:
@@ -28,6 +35,58 @@ def resolve_device(name: str) -> torch.device:
         why = " (torch sees no CUDA device)" if str(name).startswith("cuda") and n_cuda == 0 else ""
         raise ValueError(f"device={name!r} is not available{why}; choose from {valid}.")
     return torch.device(name)
+
+
+def usable_cores() -> int:
+    """Cores that this process may use: those of its affinity, or what control groups allow (a container, a job of a cluster)."""
+    # Neither Windows nor macOS has an affinity here.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    for version, folder in control_groups("cpu"):
+        try:
+            if version == 2:
+                quota, period = (folder / "cpu.max").read_text().split()
+            else:
+                quota, period = ((folder / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+            share = int(quota) / int(period)
+        except (OSError, ValueError):  # no such group here, or "max": no limit
+            continue
+        # Version 1 says -1 where there is no limit.
+        if share > 0:
+            cores = min(cores, math.ceil(share))
+    return cores
+
+
+@contextmanager
+def keeping_threads() -> Iterator[None]:
+    """Leave torch as many threads as it had, whatever a library does that is called meanwhile.
+
+    The first parallel function of numba that a process calls starts numba's threads, and sets the number of threads of the
+    OpenMP library that it shares with torch to that of the cores. With `OMP_NUM_THREADS=1` on two cores, torch had two threads
+    after scanpy's `highly_variable_genes(flavor="seurat_v3")`, `normalize_total`, `scale`, `neighbors` or `morans_i`, and still
+    one after scikit-learn's decompositions, mixtures, neighbours and scores, and scipy's trees: these need no guard. R's
+    mclust and scvi-tools were not measured.
+    """
+    import torch
+
+    n_threads = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(n_threads)
+
+
+def warn_of_threads() -> None:
+    """Warn when torch has more threads than this process has cores: they wait for each other."""
+    import torch
+
+    n_threads, cores = torch.get_num_threads(), usable_cores()
+    if n_threads > cores:
+        logger.warning(
+            "torch computes in %d threads, but this process may use %d cores, which takes several times as long; "
+            "call torch.set_num_threads(%d), or set OMP_NUM_THREADS=%d before Python starts",
+            n_threads,
+            *[cores] * 3,
+        )
 
 
 def started_by_launcher() -> tuple[int, int] | None:

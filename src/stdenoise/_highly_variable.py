@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from stdenoise import _keys
+from stdenoise._device import keeping_threads
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -28,9 +29,10 @@ def mark_highly_variable(adata: AnnData, n_top_genes: int, layer: str | None) ->
             f"n_top_genes={n_top_genes}: only {len(candidates)} of {adata.n_vars} genes have more than {MIN_TOTAL} "
             "counts. Ask for fewer, or leave it out to model all genes."
         )
-    table = sc.pp.highly_variable_genes(
-        adata[:, candidates], flavor="seurat_v3", n_top_genes=n_top_genes, layer=layer, inplace=False
-    )
+    with keeping_threads():
+        table = sc.pp.highly_variable_genes(
+            adata[:, candidates], flavor="seurat_v3", n_top_genes=n_top_genes, layer=layer, inplace=False
+        )
     marked = np.zeros(adata.n_vars, dtype=bool)
     marked[candidates[table[_keys.HIGHLY_VARIABLE].to_numpy()]] = True
     adata.var[_keys.HIGHLY_VARIABLE] = marked

@@ -92,8 +92,8 @@ def _system_free() -> float:
         raise OSError("this system does not say how much memory is free; give it with memory=.") from None
 
 
-def _group_free() -> Iterator[float]:
-    """What each control group with a limit leaves to this process, in bytes; versions 1 and 2 of Linux."""
+def control_groups(controller: str) -> Iterator[tuple[int, Path]]:
+    """Version of Linux' control groups, 1 or 2, and folder, of each group whose limits bind this process."""
     try:
         lines = (_PROC / "self/cgroup").read_text().splitlines()
     except OSError:
@@ -101,19 +101,29 @@ def _group_free() -> Iterator[float]:
     for line in lines:
         _, controllers, name = line.split(":", 2)
         if controllers == "":
-            root, files = _CGROUPS, ("memory.max", "memory.current", "inactive_file")
-        elif "memory" in controllers.split(","):
-            files = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-            root = _CGROUPS / "memory"
+            version, root = 2, _CGROUPS
+        elif controller in controllers.split(","):
+            version, root = 1, _CGROUPS / controller
         else:
             continue
         # The limit of a group binds those in it; in a container its own group is at the root, whatever its name.
         group = root / name.lstrip("/")
         for folder in (group, *(parent for parent in group.parents if parent.is_relative_to(root))):
-            try:
-                limit, used = (int((folder / file).read_text()) for file in files[:2])
-                # Pages of files are counted as used, and given back when memory runs short.
-                cached = re.search(rf"^{files[2]} (\d+)$", (folder / "memory.stat").read_text(), flags=re.MULTILINE)
-            except (OSError, ValueError):  # no such group here, or "max": no limit
-                continue
-            yield max(0, limit - used + (int(cached[1]) if cached else 0))
+            yield version, folder
+
+
+def _group_free() -> Iterator[float]:
+    """What each control group with a limit leaves to this process, in bytes."""
+    files = {
+        1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+        2: ("memory.max", "memory.current", "inactive_file"),
+    }
+    for version, folder in control_groups("memory"):
+        *numbers, inactive = files[version]
+        try:
+            limit, used = (int((folder / file).read_text()) for file in numbers)
+            # Pages of files are counted as used, and given back when memory runs short.
+            cached = re.search(rf"^{inactive} (\d+)$", (folder / "memory.stat").read_text(), flags=re.MULTILINE)
+        except (OSError, ValueError):  # no such group here, or "max": no limit
+            continue
+        yield max(0, limit - used + (int(cached[1]) if cached else 0))

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from stdenoise._context import Context, read_context
 from stdenoise._expression import TARGET_SUM
+from stdenoise._inputs import keys_to_read
 from stdenoise._random import check_seed
 from stdenoise._spots import Denoised, make_spots, read_counts, select_genes
 from stdenoise._validate import check_anndata, check_unique_genes
 from stdenoise.methods._base import Denoiser
-from stdenoise.methods._registry import check_features_key
 from stdenoise.methods.baselines import GeneMean
 from stdenoise.scores import deviance
 
@@ -131,22 +131,22 @@ def read_trial(
     check_seed(seed)
     check_anndata(adata)
     check_unique_genes(adata)
-    check_features_key(features_key, methods)
+    keys = keys_to_read(
+        adata,
+        methods,
+        graph_key=graph_key,
+        library_key=library_key,
+        spatial_key=spatial_key,
+        features_key=features_key,
+        with_graph=with_graph,
+    )
     target = resolve_device(device)
     positions = select_genes(adata, genes)
     counts = read_counts(adata, layer)
     if not counts.has_canonical_format:
         counts = counts.copy()
         counts.sum_duplicates()
-    needs = {need for method in methods for need in method.info.needs}
-    context = read_context(
-        adata,
-        graph_key=graph_key if with_graph or "graph" in needs else None,
-        library_key=library_key,
-        spatial_key=spatial_key if "coordinates" in needs else None,
-        features_key=features_key,
-        device=target,
-    )
+    context = read_context(adata, **keys, device=target)
     return Trial(counts, tuple(map(str, adata.var_names)), positions, context, target)
 
 

@@ -6,7 +6,7 @@ import difflib
 import logging
 import math
 from collections.abc import Collection, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import numpy as np
 
@@ -18,6 +18,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger("stdenoise")
 
 T = TypeVar("T")
+
+ADVICE = {
+    "graph": "Build the graph first: st.pp.spatial_graph(adata).",
+    "coordinates": "Store the coordinates of the spots there, or name their key.",
+    "features": "Compute them first: st.pp.image_features(adata).",
+}
+"""What to do about an input that is not there."""
 
 
 def near_match(value: str, choices: Iterable[str]) -> str:
@@ -64,6 +71,12 @@ def lookup(mapping: Mapping[str, T], key: str, *, where: str, advice: str = "") 
         advice = f" {advice}" if advice else ""
         raise KeyError(f"{key!r} is not in {where}, which has {available}.{near_match(key, mapping)}{advice}")
     return mapping[key]
+
+
+def refuse_key(name: str, key: str, mapping: Mapping[str, Any], place: str, *, where: str, why: str) -> NoReturn:
+    """Raise for a key that nothing reads: a `KeyError` where it names nothing, else a `TypeError`."""
+    lookup(mapping, place, where=where)
+    raise TypeError(f"{name}={key!r} has no effect {why}.")
 
 
 def check_anndata(adata: Any, *, in_memory: bool = True) -> None:
@@ -160,12 +173,7 @@ def find_spatial_key(adata: AnnData, spatial_key: str) -> str:
 def read_coordinates(adata: AnnData, spatial_key: str) -> np.ndarray:
     """Read the coordinates, shape `(n_spots, 2)` or `(n_spots, 3)`, or raise."""
     spatial_key = find_spatial_key(adata, spatial_key)
-    values = lookup(
-        adata.obsm,
-        spatial_key,
-        where="adata.obsm",
-        advice="Store the coordinates of the spots there, or name their key.",
-    )
+    values = lookup(adata.obsm, spatial_key, where="adata.obsm", advice=ADVICE["coordinates"])
     coordinates = np.asarray(values, dtype=np.float64)
     if coordinates.ndim != 2 or coordinates.shape[1] not in (2, 3):
         raise ValueError(f"adata.obsm[{spatial_key!r}] must have 2 or 3 columns, but has shape {coordinates.shape}.")

@@ -41,7 +41,7 @@ def main(*, verbose: bool) -> None:
 @main.command()
 @click.argument("source", metavar="IN", type=click.Path(path_type=Path, readable=False))
 @click.argument("target", metavar="OUT", type=click.Path(path_type=Path))
-@click.option("--method", default="dusted", show_default=True, help="Name of a method; see `stdenoise methods`.")
+@click.option("--method", help="Name of a method, see `stdenoise methods`; that of --model, or dusted, if not given.")
 @click.option("--genes", help="Genes to model: 'highly_variable', or names joined by commas. All genes if not given.")
 @click.option(
     "--n-top-genes",
@@ -50,14 +50,22 @@ def main(*, verbose: bool) -> None:
 )
 @click.option("--layer", help="Layer with the raw counts; X if not given.")
 @click.option("--radius", help="Radius of the spatial graph, where IN has none; chosen automatically if not given.")
-@click.option("--graph-key", default=_keys.SPATIAL, show_default=True, help="Key of the spatial graph.")
+@click.option(
+    "--graph-key",
+    default=_keys.SPATIAL,
+    show_default=True,
+    help="Key of the spatial graph; with --radius of a new one.",
+)
 @click.option("--spatial-key", default=_keys.SPATIAL, show_default=True, help="Key of the coordinates in obsm.")
 @click.option("--features-key", help="Key of image features in obsm, for methods that can use them.")
 @click.option("--library-key", help="Column of obs naming the section of each spot.")
 @click.option("--key-added", help="Prefix of the results; the name of the method if not given.")
 @click.option("--set", "settings", metavar="KEY=VALUE", multiple=True, help="A parameter of the method; repeatable.")
 @click.option("--memory", help="Memory that a network may use, such as '6 GB'; 60 % of what is free if not given.")
-@click.option("--arrays", help="Arrays to write beside the mean: of dispersion,dropout,latent; all if not given.")
+@click.option(
+    "--arrays",
+    help="Arrays to write beside the mean: of dispersion,dropout,latent; all that the method has if not given.",
+)
 @click.option("--dtype", help="float32 or float16; if not given, float32 rounded to 9 significant bits (within 0.2 %).")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:<i>.")
 @click.option("--devices", default=1, show_default=True, help="GPUs, or processes on the CPU, that train together.")
@@ -74,7 +82,7 @@ def denoise(
     source: Path,
     target: Path,
     *,
-    method: str,
+    method: str | None,
     genes: str | None,
     n_top_genes: int | None,
     layer: str | None,
@@ -101,7 +109,9 @@ def denoise(
         from stdenoise.methods._models import read_model
 
         params = dict(_parse_setting(setting) for setting in settings)
-        denoiser = make_method(method, params) if model is None else read_model(model)[0]
+        denoiser = (
+            make_method("dusted" if method is None else method, params) if model is None else read_model(model)[0]
+        )
         resolve_device(device)
         check_seed(seed)
         _files.check_writable(target)
@@ -119,7 +129,9 @@ def denoise(
             chosen = _keys.HIGHLY_VARIABLE
         if radius is not None and "graph" not in denoiser.info.needs:
             raise ValueError(f"--radius {radius} has no effect: {denoiser.info.name} reads no spatial graph.")
-        if "graph" in denoiser.info.needs and GraphKeys(graph_key).connectivities not in adata.obsp:
+        is_missing = GraphKeys(graph_key).connectivities not in adata.obsp
+        # A key other than the default names a graph there is, or with --radius a new one.
+        if "graph" in denoiser.info.needs and is_missing and (radius is not None or graph_key == _keys.SPATIAL):
             st.pp.spatial_graph(
                 adata,
                 radius="auto" if radius is None else _literal(radius),
@@ -127,6 +139,8 @@ def denoise(
                 spatial_key=spatial_key,
                 key_added=graph_key,
             )
+            if not denoiser.info.reads("coordinates"):
+                spatial_key = _keys.SPATIAL
         elif radius is not None:
             raise ValueError(
                 f"--radius {radius} has no effect: IN already has a graph {graph_key!r}. "
@@ -151,7 +165,7 @@ def denoise(
         )
         seconds = time.perf_counter() - start
     if speaks_for_all():
-        _summary(open_source(target, layer).light, key_added or denoiser.info.name, graph_key, target, seconds)
+        _summary(open_source(target, layer).light, key_added or denoiser.info.name, target, seconds)
 
 
 @main.command()
@@ -250,7 +264,7 @@ def demo(folder: Path, n_epochs: int) -> None:
         axes[0, 0].figure.savefig(figure, dpi=110)
         data = folder / "demo.h5ad"
         _files.write(adata, data)
-    _summary(adata, "dusted", _keys.SPATIAL, data, seconds)
+    _summary(adata, "dusted", data, seconds)
     click.echo("Mean squared error against the truth, log1p of counts per 10,000:")
     click.echo(f"  raw counts  {before:.3f}")
     click.echo(f"  denoised    {after:.3f}")
@@ -289,7 +303,7 @@ def _literal(value: str) -> Any:
         return value
 
 
-def _summary(adata: AnnData, key: str, graph_key: str, path: Path, seconds: float) -> None:
+def _summary(adata: AnnData, key: str, path: Path, seconds: float) -> None:
     """Print what was written, the loss, time and memory."""
     record = adata.uns[key]
     loss = record["history"].get("loss")
@@ -297,7 +311,7 @@ def _summary(adata: AnnData, key: str, graph_key: str, path: Path, seconds: floa
     lines = {
         "method": f"{record['method']}, seed {record['seed']}, {record['device']}",
         "data": f"{adata.n_obs} spots x {n_genes} genes, scale {record['scale']}",
-        "graph": _graph_line(adata, graph_key),
+        "graph": _graph_line(adata, record["graph_key"]),
         "written": ", ".join(record["written"]),
         "loss": f"{loss[0]:.4f} first, {loss[-1]:.4f} last, {len(loss)} epochs" if loss is not None else "",
         "training": _training_line(record.get("training", {})),

@@ -13,6 +13,7 @@ import pytest
 
 import stdenoise as st
 from stdenoise import _files, benchmark, metrics
+from stdenoise._memory import peak_gb
 from stdenoise.benchmark import _pool, _store, _work
 from stdenoise.benchmark._run import estimate_gb
 from stdenoise.methods.baselines import GeneMean
@@ -187,6 +188,19 @@ def test_parallel_gives_the_same_numbers_and_survives_a_dead_worker(config, tmp_
         "gene_mean",
         "two hops",
     }
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a process may not know its own peak")
+def test_the_peak_memory_is_not_that_of_the_parent(config, tmp_path):
+    config["datasets"], config["methods"] = config["datasets"][:1], config["methods"][:1]
+    peaks = []
+    for n_bytes in (0, 400_000_000):
+        ballast = b"x" * n_bytes
+        table = benchmark.run(config, folder=tmp_path / str(n_bytes), n_jobs=1)
+        peaks += [table["peak_memory_gb"].max()]
+        assert len(ballast) == n_bytes
+    assert peak_gb() > 0.4
+    assert peaks[1] == pytest.approx(peaks[0], abs=0.1)
 
 
 def test_a_failing_method_is_reported_and_tried_again(config, tmp_path, monkeypatch):

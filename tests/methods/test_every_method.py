@@ -102,7 +102,7 @@ def test_the_record_is_complete(name):
     assert re.fullmatch(r"[a-z][a-z0-9_]*", name)
     assert info.scale in ("counts", "log1p")
     assert set(info.needs) <= {"graph", "coordinates"}
-    assert set(info.optional) <= {"features"}
+    assert set(info.optional) <= {"coordinates", "features"}
     assert info.writes[0] == "mean"
     assert set(info.writes) <= set(ARRAYS)
 
@@ -235,14 +235,49 @@ def test_every_parameter_is_checked(name, hexagonal, unchanged):
         refused(hexagonal, unchanged, name, (TypeError, ValueError), field, **{field: "nonsense"})
 
 
+KEYS = {"graph_key": "graph", "spatial_key": "coordinates", "features_key": "features"}
+
+
 @each()
-def test_image_features_that_are_not_there_or_not_used(name, hexagonal, unchanged):
-    if "features" in METHODS[name].info.optional:
-        message = "'texture' is not in adata.obsm, which has 'spatial'.*st.pp.image_features"
-        refused(hexagonal, unchanged, name, KeyError, message, features_key="texture")
-    else:
-        message = f"features_key='texture' does not apply to {name}; image features are read by"
-        refused(hexagonal, unchanged, name, TypeError, message, features_key="texture")
+@pytest.mark.parametrize("key", [*KEYS, "library_key"])
+def test_a_key_that_names_nothing(name, hexagonal, unchanged, key):
+    refused(hexagonal, unchanged, name, KeyError, "'nonsense.*' is not in adata.obs.*, which has", **{key: "nonsense"})
+
+
+@each()
+@pytest.mark.parametrize("key", KEYS)
+def test_a_key_is_read_and_recorded_or_refused(name, hexagonal, unchanged, key):
+    info = METHODS[name].info
+    hexagonal.obsm["mine"] = hexagonal.obsm["spatial"] * 2
+    hexagonal.obsp["mine_connectivities"] = hexagonal.obsp["spatial_connectivities"]
+    if KEYS[key] in (*info.needs, *info.optional):
+        run(hexagonal, name, **{key: "mine"})
+        assert hexagonal.uns[name][key] == "mine"
+        return
+    users = [n for n, cls in METHODS.items() if KEYS[key] in (*cls.info.needs, *cls.info.optional)]
+    message = f"{key}='mine' has no effect for {name}, which reads no {KEYS[key]}; methods that do: {users}"
+    refused(hexagonal, unchanged, name, TypeError, re.escape(message), **{key: "mine"})
+
+
+@each()
+def test_the_default_keys_of_what_is_not_there_and_not_read(name, hexagonal):
+    info = METHODS[name].info
+    if "graph" not in info.needs:
+        del hexagonal.obsp
+    if "coordinates" not in info.needs:
+        del hexagonal.obsm["spatial"]
+    run(hexagonal, name)
+    record = hexagonal.uns[name]
+    assert record["graph_key"] == ("spatial" if "graph" in info.needs else "")
+    assert record["spatial_key"] == ("spatial" if "coordinates" in info.needs else "")
+    assert record["features_key"] == ""
+
+
+def test_the_other_name_of_the_coordinates(hexagonal):
+    hexagonal.obsm["X_spatial"] = hexagonal.obsm.pop("spatial")
+    for name, expected in (("smoother", "X_spatial"), ("dusted", "X_spatial"), ("magic", "")):
+        run(hexagonal, name)
+        assert hexagonal.uns[name]["spatial_key"] == expected
 
 
 @each()
@@ -302,6 +337,30 @@ def test_input_is_kept_to_the_byte(name, irregular, freeze):
         assert {key: after[part][key] for key in before[part]} == before[part]
         # All that is new carries the name of the method.
         assert all(name in key for key in set(after[part]) - set(before[part]))
+
+
+LIKELIHOODS = [
+    *[("dusted", {"likelihood": name}) for name in ("zinb", "nb")],
+    *[("dca", {"likelihood": name}) for name in ("nb-conddisp", "nb", "zinb", "zinb-shared", "poisson")],
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "params"), [*((name, {}) for name in METHODS if name != "scvi"), *LIKELIHOODS], ids=str
+)
+def test_exactly_the_arrays_of_the_configuration_are_written(name, params, hexagonal, unchanged):
+    writes = METHODS[name](**params).writes
+    assert set(writes) <= set(METHODS[name].info.writes)
+    for array in {"dispersion", "dropout", "latent"} - set(writes):
+        message = re.escape(f"arrays={array!r} is not valid for {name}") + f".*{re.escape(str(list(writes)))}"
+        refused(hexagonal, unchanged, name, ValueError, message, arrays=["mean", array], **params)
+    before = {*hexagonal.layers, *hexagonal.obsm}
+    run(hexagonal, name, **params)
+    new = {*hexagonal.layers, *hexagonal.obsm} - before
+    assert new == {f"X_{name}" if array == "latent" else f"{name}_{array}" for array in writes}
+    for array in writes:
+        one = run(hexagonal, name, copy=True, arrays=[array], key_added="one", **params)
+        assert {*one.layers, *one.obsm} - before - new == {"one_mean", "X_one" if array == "latent" else f"one_{array}"}
 
 
 @each()

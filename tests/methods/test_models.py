@@ -300,13 +300,15 @@ def test_the_name_of_another_network_is_refused(section, tmp_path):
     st.tl.denoise(section, "stagate", copy=True, save_model=path, **SMALL)
     with pytest.raises(ValueError, match="method='dca', but model='.*network.pt' is a network of 'stagate'"):
         st.tl.denoise(section, "dca", model=path)
-    assert st.tl.denoise(section, "stagate", model=path, copy=True).uns["stagate"]["method"] == "stagate"
+    # Not even the default, when it is named.
+    with pytest.raises(ValueError, match="method='dusted', but model='.*network.pt' is a network of 'stagate'"):
+        st.tl.denoise(section, "dusted", model=path)
+    for method in (None, "stagate"):
+        assert st.tl.denoise(section, method, model=path, copy=True).uns["stagate"]["method"] == "stagate"
 
 
 def test_methods_without_a_network_cannot_be_saved(section, tmp_path):
-    with pytest.raises(
-        TypeError, match=r"\['save_model'\] do not apply to gene_mean, which trains no network.*'dusted'"
-    ):
+    with pytest.raises(TypeError, match=r"\['save_model'\] do not apply to gene_mean.*'dusted'"):
         st.tl.denoise(section, "gene_mean", save_model=tmp_path / "a.pt")
 
 

@@ -101,6 +101,8 @@ def test_a_single_class_is_one_cluster(section):
         ({"refine": 0}, ValueError, "refine"),
         ({"refine": 300}, ValueError, "refine=300"),
         ({"refine": 3, "spatial_key": "xy"}, KeyError, "xy"),
+        ({"spatial_key": "xy"}, KeyError, "xy"),
+        ({"spatial_key": "flat"}, TypeError, "spatial_key='flat' has no effect without refine="),
         ({"scale": "counts"}, ValueError, "log1p"),
         ({"n_runs": 0}, ValueError, "n_runs"),
         ({"seed": -1}, ValueError, "seed"),

@@ -162,6 +162,8 @@ def test_without_borders_there_is_no_contrast(section):
         ({"reference": "nothing"}, KeyError, "'nothing' is neither a layer"),
         ({"labels": "regions"}, KeyError, "Did you mean 'region'"),
         ({"labels": "region", "graph_key": "x"}, KeyError, "x_connectivities"),
+        ({"graph_key": "x"}, KeyError, "x_connectivities"),
+        ({"graph_key": "wide"}, TypeError, "graph_key='wide' has no effect without labels="),
         ({"scale": "log"}, ValueError, "scale='log'"),
         ({"n_genes": 1}, ValueError, "n_genes must be an integer >= 2"),
         ({"seed": -1}, ValueError, "seed must be"),
@@ -170,6 +172,7 @@ def test_without_borders_there_is_no_contrast(section):
     ],
 )
 def test_bad_input(section, change, error, words):
+    section.obsp["wide_connectivities"] = section.obsp["spatial_connectivities"]
     section.obsm["others"] = pd.DataFrame({"other": np.arange(200.0)}, index=section.obs_names)
     with pytest.raises(error, match=words):
         st.metrics.smoothing(section, **{"layer": "denoised", **change})

@@ -170,7 +170,14 @@ ARGUMENTS = [
         ValueError,
         r"method='dustd' is not valid; choose from \['dusted', 'stagate', .*\]. Did you mean 'dusted'\?",
     ),
-    ({"method": None}, TypeError, "method must be a name or a configured method, not None"),
+    ({"method": 5}, TypeError, "method must be a name or a configured method, not 5"),
+    (
+        {"spatial_key": "spatail"},
+        KeyError,
+        "'spatail' is not in adata.obsm, which has 'spatial'. Did you mean 'spatial'",
+    ),
+    ({"graph_key": 5}, TypeError, "graph_key must be a string, not 5"),
+    ({"spatial_key": 5}, TypeError, "a key of adata.obsm must be a string, not 5"),
     ({"method": st.methods.DUSTED}, TypeError, "method must be a name or a configured method"),
     (
         {"layer": "true_maen"},

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import adjusted_rand_score
 
+from stdenoise import _clusters
 from stdenoise.datasets import tissue
 from stdenoise.scores.labels import refine_labels
 from stdenoise.tl._cluster import cluster
@@ -76,6 +77,14 @@ def test_never_overwrites_what_is_not_its_own(section, unchanged):
 def test_key_must_be_a_name(section, key):
     with pytest.raises(TypeError, match="key_added"):
         cluster(section, 3, key_added=key)
+
+
+def test_coordinates_are_checked_before_the_fit(section, unchanged, monkeypatch):
+    monkeypatch.setattr(_clusters, "fit", lambda *_, **__: pytest.fail("work was done"))
+    with unchanged(section), pytest.raises(KeyError, match="'xy' is not in adata.obsm"):
+        cluster(section, 3, n_components=4, refine=3, spatial_key="xy")
+    with unchanged(section), pytest.raises(KeyError, match="'xy' is not in adata.obsm"):
+        cluster(section, 3, n_components=4, spatial_key="xy")
 
 
 def test_nothing_is_written_when_the_fit_fails(section, unchanged):

@@ -63,6 +63,8 @@ def test_nothing_is_written(section, unchanged):
         (["dusted"], {"params": {"dusted": {"lr": 1e-3}}}, TypeError, "must be a list of values, not 0.001"),
         (["dusted"], {"params": {"dusted": {"rate": [1]}}}, TypeError, "dusted has no parameter 'rate'"),
         (["raw"], {"fraction": 1.0}, ValueError, "fraction must be a number between 0 and 1"),
+        (["raw"], {"graph_key": "wide"}, KeyError, "'wide_connectivities' is not in adata.obsp"),
+        (["magic"], {"spatial_key": "nonsense"}, KeyError, "'nonsense' is not in adata.obsm"),
         (["raw"], {"n_splits": 0}, ValueError, "n_splits must be an integer >= 1"),
     ],
 )

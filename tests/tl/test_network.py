@@ -90,8 +90,8 @@ def test_what_has_no_use_is_refused(hexagonal, tmp_path, name):
             how(**{name: value}).check_applies_to(denoiser, is_trained=False)
     with pytest.raises(TypeError) as caught:
         st.tl.denoise(hexagonal, "gene_mean", **{name: value})
-    message = f"['{name}'] do not apply to gene_mean, which trains no network; these methods do: {list(networks)}."
-    assert str(caught.value) == message
+    for part in (f"['{name}'] do not apply to gene_mean", str(list(networks))):
+        assert part in str(caught.value)
     trained = how(**{name: value})
     if name in ("memory", "precision"):
         trained.check_applies_to(DUSTED(), is_trained=True)

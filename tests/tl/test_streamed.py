@@ -5,6 +5,8 @@ import hashlib
 import logging
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import anndata as ad
@@ -195,18 +197,82 @@ def test_the_fast_schedule(section, on_disk, tmp_path, patches):
 class _Request:
     """What the front door is asked for."""
 
-    graph_key, library_key, spatial_key, patch_key, features_key = "spatial", None, None, "spatial", None
-    denoiser = DUSTED()
+    keys = {"graph_key": "spatial", "library_key": None, "spatial_key": "spatial", "features_key": None}
 
 
 def test_dca(section, on_disk, tmp_path, patches):
-    # Its batches are drawn spot by spot, too.
+    # Without coordinates and graph, spots stay in their order, and so do its batches.
     params = {"hidden": (8, 4, 8), "n_epochs": 3}
-    lazy = read_lazy(on_disk / "in.zarr")
-    order = _streamed.spatial_order(Context(coordinates=torch.from_numpy(section.obsm["spatial"])), N_SPOTS)
-    whole = st.tl.denoise(section[order].copy(), "dca", copy=True, **params)
-    after = stream(lazy, tmp_path / "out.zarr", "dca", **params)
-    assert_close(after[order], whole, "dca", ("mean", "dispersion"))
+    whole = st.tl.denoise(section, "dca", copy=True, **params)
+    after = stream(read_lazy(on_disk / "in.zarr"), tmp_path / "out.zarr", "dca", **params)
+    assert_close(after, whole, "dca", ("mean", "dispersion"))
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+@pytest.mark.parametrize("suffix", [".h5ad", ".zarr"])
+def test_a_path(section, on_disk, tmp_path, patches, rest_is_kept, kind, suffix):
+    whole = st.tl.denoise(section, copy=True, library_key="library", **PAPER)
+    before = digest(on_disk)
+    source, out = kind(on_disk / f"in{suffix}"), kind(tmp_path / "out.zarr")
+    assert st.tl.denoise(source, "dusted", library_key="library", out=out, **PAPER) is None
+    after = ad.read_zarr(out)
+    assert_close(after, whole)
+    rest_is_kept(after, section)
+    assert digest(on_disk) == before
+
+
+@pytest.mark.parametrize(("method", "out"), [("neighbor_mean", "out.zarr"), ("dusted", "out.h5ad")], ids=str)
+def test_a_path_that_is_read_into_memory_and_has_no_graph(section, tmp_path, method, out):
+    bare = section.copy()
+    del bare.obsp
+    bare.write_h5ad(tmp_path / "in.h5ad")
+    params = PAPER if method == "dusted" else {}
+    options = {"library_key": "library", "spatial_key": "other", **params}
+    st.tl.denoise(tmp_path / "in.h5ad", method, out=tmp_path / out, **options)
+    after = (ad.read_zarr if out.endswith("zarr") else ad.read_h5ad)(tmp_path / out)
+    st.pp.spatial_graph(bare, library_key="library", spatial_key="other")
+    if method != "dusted":
+        del options["spatial_key"]
+    st.tl.denoise(bare, method, **options)
+    np.testing.assert_array_equal(after.layers[f"{method}_mean"], bare.layers[f"{method}_mean"])
+    assert (after.obsp["spatial_connectivities"] != bare.obsp["spatial_connectivities"]).nnz == 0
+
+
+def test_a_path_that_is_refused(on_disk, tmp_path, monkeypatch):
+    monkeypatch.setattr(DUSTED, "train", lambda *_: pytest.fail("work was done"))
+    source, out = on_disk / "in.zarr", tmp_path / "out.zarr"
+    before = digest(on_disk)
+    for arguments, error, message in [
+        ({}, ValueError, "in.zarr.*out="),
+        ({"copy": True}, ValueError, "in.zarr.*out="),
+        ({"out": out, "copy": True}, ValueError, "copy=True"),
+        ({"out": source}, ValueError, "the same, '.*in.zarr'"),
+        ({"out": out, "graph_key": "other"}, KeyError, "'other_connectivities'"),
+        ({"out": out, "layer": "raw_counts"}, KeyError, "'raw_counts'"),
+    ]:
+        with pytest.raises(error, match=message):
+            st.tl.denoise(source, **arguments, **PAPER)
+    with pytest.raises(FileNotFoundError, match=r"missing\.zarr"):
+        st.tl.denoise(tmp_path / "missing.zarr", out=out, **PAPER)
+    assert digest(on_disk) == before
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_path_needs_no_dask(on_disk, tmp_path):
+    script = f"""
+import sys
+sys.modules["dask"] = None
+import stdenoise as st
+from stdenoise._plan import Plan
+from stdenoise.tl import _fit
+import torch
+_fit.make_plan = lambda *_, **__: Plan(70, True, torch.device("cpu"), {{}}, 1.0)
+st.tl.denoise({str(on_disk / "in.zarr")!r}, out={str(tmp_path / "out.zarr")!r}, progress=False, **{PAPER!r})
+assert not [name for name in sys.modules if name.startswith("dask.")]
+"""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "dusted_mean" in ad.read_zarr(tmp_path / "out.zarr").layers
 
 
 @pytest.mark.parametrize(

@@ -218,7 +218,7 @@ def test_numbers_of_devices(section, devices, error):
 
 
 def test_methods_without_a_network(section):
-    with pytest.raises(TypeError, match=r"\['devices'\] do not apply to gene_mean, which trains no network"):
+    with pytest.raises(TypeError, match=r"\['devices'\] do not apply to gene_mean"):
         st.tl.denoise(section, "gene_mean", devices=2)
 
 

@@ -11,8 +11,9 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
+from stdenoise._device import usable_cores
 from stdenoise.benchmark import _work
 from stdenoise.benchmark._store import disk_full
 from stdenoise.benchmark._work import DONE, FAILURE, NO_SPACE, Job
@@ -157,7 +158,6 @@ def _finish(worker: Worker, folder: Path) -> None:
 
 def n_cores() -> int:
     """Cores that this process may use, or fewer where `OMP_NUM_THREADS` says so."""
-    there: Any = getattr(os, "sched_getaffinity", None)
-    cores = len(there(0)) if there is not None else os.cpu_count() or 1
+    cores = usable_cores()
     wanted = os.environ.get("OMP_NUM_THREADS", "")
     return min(cores, int(wanted)) if wanted.isdigit() and int(wanted) else cores

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stdenoise import _files, _keys, tl
+from stdenoise._memory import peak_gb
 from stdenoise.benchmark import _sources
 from stdenoise.benchmark._metrics import KEY, measure
 from stdenoise.benchmark._plan import FIT
@@ -72,7 +73,7 @@ def perform(job: Job, folder: Path, *, isolated: bool) -> int:
         fail(job, folder, describe(error))
         return FAILURE
     result |= {"hash": job["hash"], "total_seconds": time.perf_counter() - started}
-    result["total_peak_memory_gb"] = peak_memory() if isolated else None
+    result["total_peak_memory_gb"] = _peak(isolated=isolated)
     if result["errors"]:
         fail(job, folder, "; ".join(result["errors"].values()), result)
         return FAILURE
@@ -113,7 +114,7 @@ def _run_unit(job: Job, folder: Path, *, isolated: bool) -> dict[str, Any]:
     else:
         # The method is fitted again on altered counts, which are read from X.
         supplied |= {"method": method, "layer": None, "genes": genes}
-    seconds, peak = time.perf_counter() - started, peak_memory() if isolated else None
+    seconds, peak = time.perf_counter() - started, _peak(isolated=isolated)
     scores: dict[str, dict[str, float | None]] = {}
     errors: dict[str, str] = {}
     for metric in job["metrics"]:
@@ -122,7 +123,7 @@ def _run_unit(job: Job, folder: Path, *, isolated: bool) -> dict[str, Any]:
         except Exception as error:  # noqa: BLE001, other metrics of a long fit are kept
             errors[metric["label"]] = describe(error)
     if job["group"] != FIT:
-        seconds, peak = time.perf_counter() - started, peak_memory() if isolated else None
+        seconds, peak = time.perf_counter() - started, _peak(isolated=isolated)
     return {
         "scores": scores,
         "errors": errors,
@@ -137,19 +138,14 @@ def _measure(metric: Mapping[str, Any], adata: AnnData, supplied: Mapping[str, A
     return measure(metric["name"], adata, args=metric["args"], supplied=supplied)
 
 
+def _peak(*, isolated: bool) -> float | None:
+    """Most memory that this process has held, in GB; missing where it is not the unit's own, or the system does not say."""
+    return _plain({"peak": peak_gb()})["peak"] if isolated else None
+
+
 def _plain(scores: Mapping[str, float]) -> dict[str, float | None]:
     """Write what is not finite as missing; JSON has no NaN."""
     return {name: float(value) if np.isfinite(value) else None for name, value in scores.items()}
-
-
-def peak_memory() -> float | None:
-    """Most memory that this process has held, in GB; `None` where the system does not tell."""
-    try:
-        import resource
-    except ImportError:  # not on Windows
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return float(peak * (1 if sys.platform == "darwin" else 1024) / 1e9)
 
 
 def main() -> int:

@@ -32,7 +32,7 @@ class MethodInfo:
     scale
         Scale of the denoised values, `"counts"` or `"log1p"`.
     writes
-        Arrays of the result.
+        Arrays that the result can have, see `Denoiser.writes`.
     size
         What limits the size of the data.
     reference
@@ -40,7 +40,7 @@ class MethodInfo:
     licence
         Licence of the original code.
     optional
-        Inputs that are read where they are given: `"features"` of an image.
+        Inputs that are read where there are any: `"features"` of an image, and `"coordinates"`, by which networks cut patches.
     """
 
     name: str
@@ -52,6 +52,10 @@ class MethodInfo:
     reference: str
     licence: str
     optional: tuple[str, ...] = ()
+
+    def reads(self, what: str) -> bool:
+        """Whether the method reads an input, where there is any."""
+        return what in (*self.needs, *self.optional)
 
 
 @dataclass(frozen=True)
@@ -95,7 +99,7 @@ class Denoiser:
     config_type: ClassVar[type]
     config: Any
     has_network: ClassVar[bool] = False
-    """Whether the method trains a network, which can be saved and applied to other spots."""
+    """Whether stdenoise itself trains the network of the method, which can be saved and applied to other spots."""
     precisions: ClassVar[tuple[str, ...]] = ("32-true",)
     """Precisions that its training knows."""
 
@@ -137,6 +141,11 @@ class Denoiser:
         raise NotImplementedError(f"{self.info.name} has no network to train.")
 
     @property
+    def writes(self) -> tuple[str, ...]:
+        """Arrays that the result has with this configuration."""
+        return self.info.writes
+
+    @property
     def label(self) -> str:
         """Name, with the hyperparameters that are not at their defaults."""
         changed = [f"{f.name}={v!r}" for f in fields(self.config) if (v := getattr(self.config, f.name)) != f.default]
@@ -146,6 +155,13 @@ class Denoiser:
         """Show the method with its hyperparameters."""
         settings = ", ".join(f"{f.name}={getattr(self.config, f.name)!r}" for f in fields(self.config))
         return f"{type(self).__name__}({settings})"
+
+
+def likelihood_arrays(likelihood: str) -> tuple[str, ...]:
+    """Arrays of a result with the parameters of `"poisson"`, an `"nb…"` or a `"zinb…"` likelihood, and latent variables."""
+    dispersion = () if likelihood == "poisson" else ("dispersion",)
+    dropout = ("dropout",) if likelihood.startswith("zinb") else ()
+    return ("mean", *dispersion, *dropout, "latent")
 
 
 def make_config(

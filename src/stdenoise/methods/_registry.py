@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
@@ -66,17 +65,6 @@ def make_method(method: str | Denoiser, params: dict[str, Any]) -> Denoiser:
     methods = registered()
     check_choice("method", method, list(methods))
     return methods[method](**params)
-
-
-def check_features_key(features_key: str | None, methods: Sequence[Denoiser]) -> None:
-    """Raise when image features are named and no method looks at them."""
-    if features_key is None or any("features" in method.info.optional for method in methods):
-        return
-    users = [name for name, cls in registered().items() if "features" in cls.info.optional]
-    raise TypeError(
-        f"features_key={features_key!r} does not apply to {', '.join(m.info.name for m in methods)}; "
-        f"image features are read by {users}."
-    )
 
 
 def table() -> pd.DataFrame:

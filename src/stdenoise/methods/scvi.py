@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from stdenoise._validate import check_choice, check_number
-from stdenoise.methods._base import Denoiser, MethodInfo
+from stdenoise.methods._base import Denoiser, MethodInfo, likelihood_arrays
 
 if TYPE_CHECKING:
     import torch
@@ -95,6 +95,11 @@ class SCVI(Denoiser):
     )
     config_type = SCVIConfig
     config: SCVIConfig
+
+    @property
+    def writes(self) -> tuple[str, ...]:
+        """Arrays that the result has with this likelihood."""
+        return likelihood_arrays(self.config.gene_likelihood)
 
     def fit(self, spots: Spots, *, seed: int, progress: bool) -> Denoised:
         """Train the model and return the parameters of its likelihood at the posterior mean of the latent variables.

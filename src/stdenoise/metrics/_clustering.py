@@ -114,7 +114,7 @@ def clustering(
     if n_dropped:
         logger.info("%d of %d spots have no label: clustered, but not scored", n_dropped, adata.n_obs)
     n_clusters = len(classes) if n_clusters is None else n_clusters
-    _clusters.check_options(adata, n_clusters=n_clusters, backend=backend, refine=refine)
+    _clusters.check_options(adata, n_clusters=n_clusters, backend=backend, refine=refine, spatial_key=spatial_key)
     points = _clusters.read_points(
         adata, layer=layer, genes=genes, use_rep=use_rep, n_components=n_components, scale=scale
     )

@@ -67,7 +67,7 @@ def null_test(
     library_key
         Column of `obs` naming the section of each spot, within which spots are permuted.
     spatial_key
-        Key of the coordinates in `obsm`, for methods that need them.
+        Key of the coordinates in `obsm`, for methods that read them.
     features_key
         Key of image features in `obsm`, for methods that can use them (see `stdenoise.pp.image_features`); none if not given.
     device

@@ -9,8 +9,9 @@ import numpy as np
 
 from stdenoise import _keys
 from stdenoise._expression import Matrix, gene_blocks, read_expression
+from stdenoise._keys import GraphKeys
 from stdenoise._random import check_seed
-from stdenoise._validate import check_anndata, check_choice, check_number, lookup
+from stdenoise._validate import check_anndata, check_choice, check_number, lookup, refuse_key
 from stdenoise.metrics._scaled import BLOCK_ENTRIES, gene_positions, scaled
 
 if TYPE_CHECKING:
@@ -103,6 +104,9 @@ def smoothing(
     check_number("n_genes", n_genes, minimum=2, integer=True)
     check_seed(seed)
     check_anndata(adata)
+    if labels is None and graph_key != _keys.SPATIAL:
+        place, why = GraphKeys(graph_key).connectivities, "without labels=, which alone needs a graph"
+        refuse_key("graph_key", graph_key, adata.obsp, place, where="adata.obsp", why=why)
     edges = None if labels is None else _read_edges(adata, labels, graph_key)
     sides, positions = _read_sides(adata, layer, reference, genes, scale)
 

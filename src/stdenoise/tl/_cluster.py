@@ -106,7 +106,7 @@ def cluster(
     from stdenoise import _clusters
 
     _check_key_is_free(adata, key_added)
-    _clusters.check_options(adata, n_clusters=n_clusters, backend=backend, refine=refine)
+    _clusters.check_options(adata, n_clusters=n_clusters, backend=backend, refine=refine, spatial_key=spatial_key)
     points = _clusters.read_points(
         adata, layer=layer, genes=genes, use_rep=use_rep, n_components=n_components, scale=scale
     )

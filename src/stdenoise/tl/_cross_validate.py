@@ -70,7 +70,7 @@ def cross_validate(
     library_key
         Column of `obs` that no edge may cross.
     spatial_key
-        Key of the coordinates in `obsm`, for methods that need them.
+        Key of the coordinates in `obsm`, for methods that read them.
     features_key
         Key of image features in `obsm`, for methods that can use them (see `stdenoise.pp.image_features`); none if not given.
     device

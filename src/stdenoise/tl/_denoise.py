@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stdenoise import _keys
+from stdenoise._keys import GraphKeys
 from stdenoise._random import check_seed
 from stdenoise._settings import settings
 from stdenoise._validate import check_anndata, check_choice, check_unique_genes
@@ -19,12 +20,12 @@ if TYPE_CHECKING:
     from stdenoise.methods import Denoiser
     from stdenoise.methods._base import Model
 
-_ARRAYS = ("mean", "dispersion", "dropout", "latent")
+_DEFAULT_METHOD = "dusted"
 
 
 def denoise(
-    adata: AnnData | Source,
-    method: str | Denoiser = "dusted",
+    adata: AnnData | Source | str | Path,
+    method: str | Denoiser | None = None,
     *,
     layer: str | None = None,
     genes: str | Sequence[str] | None = None,
@@ -48,7 +49,7 @@ def denoise(
     save_model: str | Path | None = None,
     model: str | Path | None = None,
     out: str | Path | None = None,
-    arrays: Sequence[str] = _ARRAYS,
+    arrays: Sequence[str] | None = None,
     dtype: str | None = None,
     **params: Any,
 ) -> AnnData | None:
@@ -59,21 +60,24 @@ def denoise(
     adata
         Annotated data: raw counts of shape `(n_spots, n_genes)`, dense or sparse, and for graph methods a spatial graph
         (see `stdenoise.pp.spatial_graph`; squidpy's graphs are read too). `X`, `raw` and existing layers are not changed.
-        With `out`, it may be backed or opened lazily.
+        With `out`, it may be backed or opened lazily, or the path of an `.h5ad` or `.zarr`. Of a file that has no spatial graph,
+        one is built for a method that needs it, as by `stdenoise.pp.spatial_graph`.
     method
         Name of a method, see `stdenoise.methods.table`, or a configured one such as
-        `stdenoise.methods.DUSTED(n_epochs=200)`.
+        `stdenoise.methods.DUSTED(n_epochs=200)`. If not given, that of `model`, or else `"dusted"`.
     layer
         Layer with the raw counts; `X` if not given.
     genes
         Genes to model: all of them, `"highly_variable"` (the column of `var`), or a list of names. Size factors are
         computed over all genes of `adata` in any case, so choose genes here rather than by slicing `adata`.
     graph_key
-        Key of the spatial graph: `obsp["<graph_key>_connectivities"]`.
+        Key of the spatial graph: `obsp["<graph_key>_connectivities"]`. Like `spatial_key`, only for methods that read it: a key other than
+        the default is an error for others.
     library_key
         Column of `obs` naming the section of each spot. An edge between two sections is an error.
     spatial_key
-        Key of the coordinates in `obsm`, for methods that need them.
+        Key of the coordinates in `obsm`, for methods that need them, and for DUSTED and STAGATE, which cut patches by them where there
+        are any.
     features_key
         Key of image features in `obsm`, for methods that can use them (see `stdenoise.pp.image_features`); none if not given.
     key_added
@@ -107,13 +111,14 @@ def denoise(
     save_model
         File for the trained network.
     model
-        File of a trained network, to be applied instead of a training; `method` and its parameters come from there. Genes are found by
+        File of a trained network, to be applied instead of a training; the method and its parameters come from there. Genes are found by
         name; means are expected at the depth of each spot, in units of the section that the network was trained on.
     out
         Write the section with the results to this `.zarr` or `.h5ad`, and leave `adata` as it is. A `.zarr` is written from disk to
         disk where memory asks for it.
     arrays
-        Arrays to keep beside the mean: of `"dispersion"`, `"dropout"` and `"latent"`.
+        Arrays to keep beside the mean: of `"dispersion"`, `"dropout"` and `"latent"` those that the configured method writes; all of them
+        if not given.
     dtype
         `"float32"` or `"float16"`, of the arrays that have the size of the data. If not given: float32, and in a file (`out`) float32
         rounded to 9 significant bits, within 0.2 %, which takes about half the space.
@@ -132,7 +137,7 @@ def denoise(
     `obsm["X_dusted"]`
         Latent representation, shape `(n_spots, n_latent)`.
     `uns["dusted"]`
-        Method, parameters, scale, genes, seed, device, versions and training history.
+        Method, parameters, keys of what was read, scale, genes, seed, device, versions and training history.
 
     With a gene subset, the first three are DataFrames in `obsm` under the same names, and `var["dusted_modelled"]` marks the
     genes; `stdenoise.get.denoised` returns an AnnData of them. With `return_attention=True`, `obsp["dusted_attention"]`
@@ -159,28 +164,26 @@ def denoise(
     >>> adata.layers["dusted_mean"].shape
     (100, 20)
     """
+    from stdenoise._inputs import keys_to_read
     from stdenoise._source import Source
-    from stdenoise.methods._registry import check_features_key, make_method
+    from stdenoise.methods._registry import make_method
 
     files = {"checkpoint": checkpoint, "save_model": save_model, "model": model, "out": out}
     paths = {name: None if value is None else Path(value) for name, value in files.items()}
     check_seed(seed)
-    _check_output(paths["out"], copy=copy, arrays=arrays, dtype=dtype)
+    _check_output(paths["out"], copy=copy, dtype=dtype)
     trained = None
     if paths["model"] is None:
-        denoiser = make_method(method, params)
+        denoiser = make_method(_DEFAULT_METHOD if method is None else method, params)
     else:
         denoiser, trained = _read_model(paths["model"], method, genes, params)
-    section = adata.light if isinstance(adata, Source) else adata
-    check_anndata(section, in_memory=out is None)
-    check_unique_genes(section)
+    written = _check_arrays(arrays, denoiser)
     show_progress = settings.show_progress(progress)
     key = denoiser.info.name if key_added is None else key_added
     if not isinstance(key, str) or not key:
         raise TypeError(f"key_added must be a name or None, not {key_added!r}.")
-    check_features_key(features_key, [denoiser])
 
-    from stdenoise._device import resolve_device
+    from stdenoise._device import resolve_device, warn_of_threads
     from stdenoise._memory import read_memory
     from stdenoise._stream import ROUNDED
     from stdenoise.tl import _fit
@@ -197,6 +200,30 @@ def denoise(
         save_model=paths["save_model"],
     )
     how.check_applies_to(denoiser, is_trained=trained is not None)
+    on = resolve_device(device)
+    if isinstance(adata, str | Path):
+        adata, spatial_key = _open(
+            Path(adata),
+            paths["out"],
+            denoiser,
+            layer,
+            graph_key=graph_key,
+            library_key=library_key,
+            spatial_key=spatial_key,
+        )
+    section = adata.light if isinstance(adata, Source) else adata
+    check_anndata(section, in_memory=out is None)
+    check_unique_genes(section)
+    keys = keys_to_read(
+        section,
+        [denoiser],
+        graph_key=graph_key,
+        library_key=library_key,
+        spatial_key=spatial_key,
+        features_key=features_key,
+    )
+    if on.type == "cpu":
+        warn_of_threads()
     request = _fit.Request(
         denoiser=denoiser,
         trained=trained,
@@ -204,17 +231,13 @@ def denoise(
         how=how,
         layer=layer,
         genes=genes,
-        graph_key=graph_key if "graph" in denoiser.info.needs else None,
-        library_key=library_key,
-        spatial_key=spatial_key if "coordinates" in denoiser.info.needs else None,
-        patch_key=spatial_key,
-        features_key=features_key,
+        keys=keys,
         key=key,
         allow_fractions=not check_counts,
-        device=resolve_device(device),
+        device=on,
         seed=seed,
         progress=show_progress,
-        arrays=tuple(arrays),
+        arrays=written,
         dtype=dtype or ("float32" if out is None else ROUNDED),
     )
     provenance = {
@@ -224,39 +247,76 @@ def denoise(
             k: list(v) if isinstance(v, tuple) else v for k, v in asdict(denoiser.config).items() if v is not None
         },
         "layer": layer or "X",
-        "graph_key": graph_key,
-        "library_key": library_key or "",
-        "spatial_key": spatial_key,
-        "features_key": features_key or "",
+        **{name: value or "" for name, value in keys.items()},
         "seed": seed,
         "device": str(request.device),
     }
     return _fit.run(adata, request, provenance, out=paths["out"], copy=copy)
 
 
-def _check_output(out: Path | None, *, copy: bool, arrays: Sequence[str], dtype: str | None) -> None:
+def _check_output(out: Path | None, *, copy: bool, dtype: str | None) -> None:
     from stdenoise._files import check_writable
 
     check_choice("dtype", dtype, [None, "float32", "float16"])
-    if isinstance(arrays, str):
-        raise TypeError(f"arrays must be a list of names, not {arrays!r}.")
-    for name in arrays:
-        check_choice("arrays", name, _ARRAYS)
     if out is not None:
         check_writable(out)
         if copy:
             raise ValueError(f"out={str(out)!r} and copy=True exclude each other; give one.")
 
 
+def _check_arrays(arrays: Sequence[str] | None, denoiser: Denoiser) -> tuple[str, ...]:
+    """Return the arrays to be written; raise for one that this configuration does not write."""
+    if arrays is None:
+        return denoiser.writes
+    if isinstance(arrays, str):
+        raise TypeError(f"arrays must be a list of names, not {arrays!r}.")
+    for name in arrays:
+        if name not in denoiser.writes:
+            raise ValueError(
+                f"arrays={name!r} is not valid for {denoiser.label}, which writes {list(denoiser.writes)}."
+            )
+    return tuple(arrays)
+
+
+def _open(
+    path: Path,
+    out: Path | None,
+    denoiser: Denoiser,
+    layer: str | None,
+    *,
+    graph_key: str,
+    library_key: str | None,
+    spatial_key: str,
+) -> tuple[AnnData | Source, str]:
+    """Open a file, with a graph where one is needed, and return it with the key of the coordinates that are still to be read."""
+    from stdenoise import _files
+    from stdenoise._build_graph import build_graph
+    from stdenoise._source import Source, open_source
+
+    if out is None:
+        raise ValueError(f"adata={str(path)!r} is a path; say with out= where the result goes.")
+    if path.resolve() == out.resolve():
+        raise ValueError(f"adata and out are the same, {str(path)!r}; the input is never overwritten.")
+    may_stream = denoiser.has_network and out.suffix == ".zarr"
+    data = open_source(path, layer) if may_stream else _files.read(path)
+    section = data.light if isinstance(data, Source) else data
+    # A key of the user's own is that of a graph there is.
+    is_missing = graph_key == _keys.SPATIAL and GraphKeys(graph_key).connectivities not in section.obsp
+    if is_missing and "graph" in denoiser.info.needs:
+        build_graph(section, library_key=library_key, spatial_key=spatial_key, key_added=graph_key)
+        if not denoiser.info.reads("coordinates"):
+            spatial_key = _keys.SPATIAL
+    return data, spatial_key
+
+
 def _read_model(
-    path: Path, method: str | Denoiser, genes: str | Sequence[str] | None, params: Mapping[str, Any]
+    path: Path, method: str | Denoiser | None, genes: str | Sequence[str] | None, params: Mapping[str, Any]
 ) -> tuple[Denoiser, Model]:
     """Read a model, and refuse arguments that it has its own values for."""
     from stdenoise.methods._models import read_model
 
     denoiser, model = read_model(path)
-    name = method if isinstance(method, str) else method.info.name
-    if name not in (denoiser.info.name, "dusted") or not isinstance(method, str):
+    if method not in (None, denoiser.info.name):
         raise ValueError(
             f"method={method!r}, but model={str(path)!r} is a network of {denoiser.info.name!r}; leave method out."
         )

@@ -50,11 +50,7 @@ class Request:
     how: Circumstances
     layer: str | None
     genes: str | Sequence[str] | None
-    graph_key: str | None
-    library_key: str | None
-    spatial_key: str | None
-    patch_key: str
-    features_key: str | None
+    keys: Mapping[str, str | None]
     key: str
     allow_fractions: bool
     device: torch.device
@@ -66,7 +62,7 @@ class Request:
     @property
     def n_arrays(self) -> int:
         """Arrays of the result that have the size of the data."""
-        return len({"mean", *self.arrays} & set(self.denoiser.info.writes) - {"latent"})
+        return len({"mean", *self.arrays} - {"latent"})
 
     def is_whole(self, positions: np.ndarray | None, n_vars: int) -> bool:
         """Whether all genes are modelled, and not by name: a list of genes is a choice, whatever it contains."""
@@ -209,21 +205,7 @@ def _plan(
 
 
 def _context(adata: AnnData, request: Request, device: torch.device) -> Any:
-    """What surrounds the spots; networks cut patches by coordinates, where there are any."""
-    from stdenoise._validate import find_spatial_key
-
-    spatial_key = request.spatial_key
-    if spatial_key is None and request.denoiser.has_network:
-        key = find_spatial_key(adata, request.patch_key)
-        spatial_key = key if key in adata.obsm else None
-    return read_context(
-        adata,
-        graph_key=request.graph_key,
-        library_key=request.library_key,
-        spatial_key=spatial_key,
-        features_key=request.features_key,
-        device=device,
-    )
+    return read_context(adata, **request.keys, device=device)
 
 
 def _read(adata: AnnData, request: Request, positions: np.ndarray | None, device: torch.device) -> _spots.Spots:

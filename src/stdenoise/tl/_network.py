@@ -63,7 +63,7 @@ class Circumstances:
         if given and not denoiser.has_network:
             names = [name for name, cls in registered().items() if cls.has_network]
             raise TypeError(
-                f"{given} do not apply to {denoiser.info.name}, which trains no network; these methods do: {names}."
+                f"{given} do not apply to {denoiser.info.name}: they are for the networks that stdenoise trains itself, {names}."
             )
         check_choice(f"precision of {denoiser.info.name}", self.precision, denoiser.precisions)
         useless = [name for name in given if name not in ("memory", "precision")]

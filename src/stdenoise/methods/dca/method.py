@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from stdenoise._random import torch_generator
-from stdenoise.methods._base import Denoiser, MethodInfo, Model
+from stdenoise.methods._base import Denoiser, MethodInfo, Model, likelihood_arrays
 from stdenoise.methods.dca.config import DCAConfig
 
 if TYPE_CHECKING:
@@ -61,6 +61,11 @@ class DCA(Denoiser):
     )
     config_type = DCAConfig
     config: DCAConfig
+
+    @property
+    def writes(self) -> tuple[str, ...]:
+        """Arrays that the result has with this likelihood."""
+        return likelihood_arrays(self.config.likelihood)
 
     def train(self, spots: Spots, run: Run) -> Model:
         """Train on most non-empty spots, with the others as validation."""

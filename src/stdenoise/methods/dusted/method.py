@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from stdenoise._random import torch_generator
-from stdenoise.methods._base import Denoiser, MethodInfo, Model, make_config
+from stdenoise.methods._base import Denoiser, MethodInfo, Model, likelihood_arrays, make_config
 from stdenoise.methods.dusted.config import PRESETS, DUSTEDConfig
 
 if TYPE_CHECKING:
@@ -57,6 +57,7 @@ class DUSTED(Denoiser):
         size="time grows with spots x genes; memory is what is allowed, from disk to disk with a .zarr as output",
         reference="DUSTED, AAAI-25",
         licence="Apache-2.0",
+        optional=("coordinates",),
     )
     config_type = DUSTEDConfig
     precisions = ("32-true", "bf16-mixed")
@@ -64,6 +65,11 @@ class DUSTED(Denoiser):
 
     def __init__(self, *, preset: str | None = None, **params: Any) -> None:
         self.config = make_config(DUSTEDConfig, params, method="dusted", preset=preset, presets=PRESETS)
+
+    @property
+    def writes(self) -> tuple[str, ...]:
+        """Arrays that the result has with this likelihood."""
+        return likelihood_arrays(self.config.likelihood)
 
     def train(self, spots: Spots, run: Run) -> Model:
         """Train on the spots."""

@@ -58,6 +58,7 @@ class STAGATE(Denoiser):
         ),
         reference="Dong and Zhang, Nature Communications 2022",
         licence="MIT",
+        optional=("coordinates",),
     )
     config_type = STAGATEConfig
     config: STAGATEConfig
