@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +13,8 @@ from stdenoise.methods._base import Denoiser
 
 logger = logging.getLogger("stdenoise")
 
+MANY_GENES = 5000
+"""Above so many, all genes are a choice that is worth a word, where there is no GPU."""
 _DEFAULT_SHARE = 0.6
 # Python with its libraries.
 _BASE_GB = 0.5
@@ -146,6 +149,37 @@ def make_plan(
         f"{denoiser.info.name} on {size.n_spots} spots x {size.n_genes} genes needs about {sum(short.values()):.2f} GB on {place} "
         f"({_list(short)}), but may use {limit:.2f} GB; give {more}fewer genes.{advice}"
     )
+
+
+def announce(denoiser: Denoiser, size: Size, plan: Plan, device: torch.device) -> None:
+    """Say what all genes cost on a CPU, where they are many: before the work, and where a user sees it."""
+    if size.n_genes <= MANY_GENES or device.type != "cpu":
+        return
+    flops = denoiser.training_flops(size.n_spots, size.n_genes, size.n_counts)
+    duration = "" if flops is None else f" and, very roughly, {_minutes(flops / _flops_per_second())}"
+    logger.warning(
+        "%s: all %d genes on the CPU take about %.1f GB%s. Time and memory follow the number of genes: genes='highly_variable', after "
+        "sc.pp.highly_variable_genes, models fewer.",
+        denoiser.info.name,
+        size.n_genes,
+        sum(plan.parts.values()),
+        duration,
+    )
+
+
+def _flops_per_second() -> float:
+    """Speed of a dense product of about the shape that networks have, measured."""
+    left, right = torch.ones(512, 512), torch.ones(512, 2048)
+    seconds = []
+    for _ in range(4):
+        start = time.perf_counter()
+        left @ right
+        seconds.append(time.perf_counter() - start)
+    return 2 * left.numel() * right.shape[1] / min(seconds)
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds:.0f} seconds" if seconds < 100 else f"{seconds / 60:.0f} minutes"
 
 
 def _chosen(

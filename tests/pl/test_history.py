@@ -22,10 +22,33 @@ def denoised(hexagonal, small):
 @pytest.mark.parametrize(("quantity", "label"), [("loss", "loss"), ("gradient_norm", "gradient norm")])
 def test_values_over_epochs(denoised, quantity, label):
     ax = st.pl.history(denoised, quantity=quantity)
-    (line,) = ax.lines
+    line = ax.lines[0]
     np.testing.assert_array_equal(line.get_xdata(), [1, 2, 3])
     np.testing.assert_array_equal(line.get_ydata(), denoised.uns["dusted"]["history"][quantity])
     assert (ax.get_xlabel(), ax.get_ylabel(), ax.get_title()) == ("epoch", label, "dusted, seed 4")
+
+
+def test_the_held_out_curve_and_where_training_went_back(denoised):
+    record = denoised.uns["dusted"]
+    record["history"]["loss"] = np.array([3.0, 2.0, 1.5, 1.2, 1.1, 1.0])
+    record["history"]["validation_loss"] = np.array([0.5, 0.4, 0.3, 0.35])
+    record["training"] = {"stopped": "…", "best_epoch": 3, "annealing_from": 4}
+    ax = st.pl.history(denoised)
+    (right,) = (other for other in ax.figure.axes if other is not ax)
+    held_out, best = right.lines
+    np.testing.assert_array_equal(held_out.get_xydata(), [[1, 0.5], [2, 0.4], [3, 0.3], [4, 0.35]])
+    np.testing.assert_array_equal(best.get_xydata(), [[3, 0.3]])
+    assert ax.lines[1].get_xdata()[0] == 4.5
+    labels = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert labels == ["loss", "held-out deviance", "best: epoch 3", "back to it after epoch 4"]
+
+
+def test_a_validation_loss_of_the_same_kind_shares_the_axis(denoised):
+    denoised.uns["dusted"]["history"]["validation_loss"] = np.array([0.5, 0.4, 0.3])
+    denoised.uns["dusted"]["training"] = {"stopped": "…", "best_epoch": 3}
+    ax = st.pl.history(denoised)
+    assert ax.figure.axes == [ax]
+    np.testing.assert_array_equal(ax.lines[1].get_ydata(), [0.5, 0.4, 0.3])
 
 
 def test_axes_that_are_given_are_used(denoised):

@@ -18,7 +18,8 @@ def low_rank(n_spots, n_genes, variances, seed=0):
 
 @pytest.mark.parametrize("shape", [(40, 30), (30, 40)])
 @pytest.mark.parametrize(
-    ("variances", "first_two", "rank"), [([1.0], 1, 1), ([3, 3], 1, 2), ([1] * 5, 0.4, 5), ([2, 1, 1], 0.75, 2 * 2**0.5)]
+    ("variances", "first_two", "rank"),
+    [([1.0], 1, 1), ([3, 3], 1, 2), ([1] * 5, 0.4, 5), ([2, 1, 1], 0.75, 2 * 2**0.5)],
 )
 def test_components_of_known_variances(shape, variances, first_two, rank):
     # exp(H) of shares 1/2, 1/4, 1/4 is 2 sqrt(2).

@@ -276,12 +276,13 @@ class Training:
 
         def begin():
             self.n_begun += 1
+            return {"weights": float(sum(x.double().sum() for x in self.module.parameters()))}
 
         if settings.pop("validate", False):
             settings["validation_loss"] = validation_loss
         if settings.pop("anneal", False):
-            settings["anneal"] = Anneal(n_steps=N_STEPS, warmup=4, patience=1, share=1.0, begin=begin)
-        self.history = train(
+            settings["anneal"] = Anneal(n_steps=N_STEPS, warmup=4, least=1, patience=1, share=1.0, begin=begin)
+        self.outcome = train(
             self.module,
             loss_of,
             batches=batches,
@@ -302,7 +303,7 @@ def assert_same_training(ours, whole):
 def assert_same_result(ours, whole):
     for one, other in zip(ours.module.state_dict().values(), whole.module.state_dict().values(), strict=True):
         assert torch.equal(one, other)
-    assert ours.history == whole.history
+    assert ours.outcome == whole.outcome
 
 
 @pytest.mark.parametrize("name", [name for name, settings in SETTINGS.items() if "bad" not in settings])
@@ -310,7 +311,7 @@ def test_an_interrupted_training_goes_on_to_the_same_bits(name, tmp_path):
     settings, path = SETTINGS[name], tmp_path / "tiny.ckpt"
     whole = Training(**settings)
     n_calls = whole.n_calls
-    assert n_calls == 2 * N_STEPS * len(whole.history["loss"])
+    assert n_calls == 2 * N_STEPS * len(whole.outcome.history["loss"])
     for last in range(1, n_calls + 1):
         path.unlink(missing_ok=True)
 

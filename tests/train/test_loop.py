@@ -22,7 +22,8 @@ class Point(nn.Module):
 
 
 def run(point, loss, n_epochs, lr=0.1, *, restore_best=False, **settings):
-    return train(point, loss, lr=lr, n_epochs=n_epochs, restore_best=restore_best, **{**SETTINGS, **settings})
+    settings = {**SETTINGS, **settings}
+    return train(point, loss, lr=lr, n_epochs=n_epochs, restore_best=restore_best, **settings).history
 
 
 def test_equals_torch_adam_with_coupled_decay_and_clipping():
@@ -247,16 +248,14 @@ def rates(monkeypatch):
     return taken
 
 
-def annealed(
-    point, n_epochs, validation, *, n_steps=4, warmup=6, patience=2, share=1.0, begin=lambda: None, **settings
-):
+def annealed(point, n_epochs, validation, *, n_steps=4, warmup=6, patience=2, share=1.0, begin=dict, **settings):
     return run(
         point,
         lambda _: (point.value**2).sum(),
         n_epochs,
         batches=lambda skip: [[None]] * (n_steps - skip),
         validation_loss=validation,
-        anneal=Anneal(n_steps=n_steps, warmup=warmup, patience=patience, share=share, begin=begin),
+        anneal=Anneal(n_steps=n_steps, warmup=warmup, least=1, patience=patience, share=share, begin=begin),
         **settings,
     )
 
@@ -280,6 +279,7 @@ def test_the_last_part_begins_once_from_the_best_weights(rates):
 
     def begin():
         begun.append((len(rates), [x.clone() for x in module.state_dict().values()]))
+        return {}
 
     run(
         module,
@@ -287,7 +287,7 @@ def test_the_last_part_begins_once_from_the_best_weights(rates):
         30,
         batches=lambda skip: [[None]] * (3 - skip),
         validation_loss=validation,
-        anneal=Anneal(n_steps=3, warmup=1, patience=2, share=1.0, begin=begin),
+        anneal=Anneal(n_steps=3, warmup=1, least=1, patience=2, share=1.0, begin=begin),
     )
     ((n_steps, weights),) = begun
     assert n_steps == 12
@@ -314,7 +314,7 @@ def test_there_are_no_more_epochs_than_asked_for(n_epochs, share, patience, loss
         n_steps=1,
         share=share,
         patience=patience,
-        begin=lambda: begun.append(1),
+        begin=lambda: begun.append(1) or {},
     )
     n_before = len(history.get("validation_loss", []))
     assert len(begun) == 1
@@ -345,7 +345,9 @@ def test_small_improvements_do_not_keep_the_middle_part_going(rates):
         20,
         batches=lambda skip: [[None]][skip:],
         validation_loss=scripted([1.0, 0.9995, 0.9991], module, seen),
-        anneal=Anneal(n_steps=1, warmup=1, patience=2, share=1.0, begin=lambda: begun.append(module.n_steps.item())),
+        anneal=Anneal(
+            n_steps=1, warmup=1, least=1, patience=2, share=1.0, begin=lambda: begun.append(module.n_steps.item()) or {}
+        ),
     )
     assert begun == [3]
 
@@ -447,7 +449,7 @@ def test_the_last_part_is_never_gone_back_from_to_what_was_before_it(rates):
         60,
         batches=lambda skip: [[None]] * (4 - skip),
         validation_loss=scripted([5.0, 4.0, 3.0, 3.5, 3.0], point),
-        anneal=Anneal(n_steps=4, warmup=1, patience=2, share=1.0, begin=lambda: begun.append(1)),
+        anneal=Anneal(n_steps=4, warmup=1, least=1, patience=2, share=1.0, begin=lambda: begun.append(1) or {}),
     )
     # The sixth epoch, where the last part begins, and not the fourth, the last one before that can be gone back to.
     assert begun == [1]

@@ -113,7 +113,7 @@ def training(fabric=None, bad=None, anneal=False):
         parts = data.split(3)[rank::world]
         return sum((module.loss(part) for part in parts), torch.zeros((), dtype=torch.float64))
 
-    history = train(
+    outcome = train(
         module,
         module.loss,
         lr=0.05,
@@ -125,9 +125,9 @@ def training(fabric=None, bad=None, anneal=False):
         batches=batches,
         generator=generator,
         validation_loss=validation,
-        anneal=Anneal(n_steps=3, warmup=2, patience=1, share=1.0, begin=lambda: None) if anneal else None,
+        anneal=Anneal(n_steps=3, warmup=2, least=1, patience=1, share=1.0, begin=dict) if anneal else None,
     )
-    return module, history
+    return module, outcome.history
 
 
 @pytest.mark.parametrize("settings", [{}, {"bad": 8}, {"anneal": True}], ids=["plain", "step back", "anneal"])

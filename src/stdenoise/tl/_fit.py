@@ -14,7 +14,7 @@ from scipy import sparse
 from stdenoise import _files, _results, _spots
 from stdenoise._context import read_context
 from stdenoise._device import speaks_for_all, started_by_launcher
-from stdenoise._plan import Plan, Size, make_plan
+from stdenoise._plan import Plan, Size, announce, make_plan
 from stdenoise._source import Source, open_source
 from stdenoise._spots import Denoised
 from stdenoise._validate import output_of
@@ -192,9 +192,10 @@ def _plan(
         matrix = data.X if request.layer is None else data.layers.get(request.layer)
         n_counts = matrix.nnz if sparse.issparse(matrix) else n_spots * n_all
     n_genes = n_all if positions is None else len(positions)
-    return make_plan(
+    size = Size(n_spots, n_genes, max(1, n_counts * n_genes // n_all))
+    plan = make_plan(
         request.denoiser,
-        Size(n_spots, n_genes, max(1, n_counts * n_genes // n_all)),
+        size,
         n_arrays=request.n_arrays,
         memory=request.how.memory,
         device=request.device,
@@ -202,6 +203,9 @@ def _plan(
         may_stream=may_stream,
         must_stream=must_stream,
     )
+    if positions is None and request.trained is None:
+        announce(request.denoiser, size, plan, request.device)
+    return plan
 
 
 def _context(adata: AnnData, request: Request, device: torch.device) -> Any:

@@ -23,7 +23,7 @@ logger = logging.getLogger("stdenoise")
 _SPOTS, _GENES = 2000, 500
 _LEAST_GENES = 20
 """Of fewer genes a rank says little."""
-_LOW_RANK, _LOW_CORRELATION = 2.5, 0.5
+_LOW_RANK, _LOW_CORRELATION = 2.5, 0.3
 
 
 class Soundness:
@@ -95,8 +95,8 @@ class Soundness:
 
     def _neighbor_mean(self, graph: SpatialGraph) -> Tensor:
         """Log-normalised counts of the sample, averaged over two hops."""
-        loops = graph.to_scipy() + sparse.eye_array(graph.n_spots, dtype=np.float32, format="csr")
-        mean = sparse.csr_array(loops.multiply(1 / loops.sum(axis=1)[:, None]))
+        loops = sparse.csr_array(graph.to_scipy()) + sparse.eye_array(graph.n_spots, dtype=np.float32)
+        mean = sparse.diags_array(1 / loops.sum(axis=1)) @ loops
         weights = mean[self._rows] @ mean
         near = np.unique(weights.indices)
         counts = self._spots.counts

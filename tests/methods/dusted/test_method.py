@@ -59,7 +59,8 @@ def batch_of(data, dtype=torch.float64, *, per_entry):
 
 
 def test_defaults_are_those_of_the_released_dlpfc_run(monkeypatch):
-    config = DUSTED(schedule="paper").config
+    config = DUSTED().config
+    assert config.schedule == "paper"
     assert replace(config, lr=1e-4) == DUSTED(preset="dlpfc").config
     assert (config.likelihood, config.alpha, config.restore_best) == ("zinb", 1.5, True)
     assert (config.weight_decay, config.clip, config.n_hidden, config.n_latent) == (1e-4, 5.0, 512, 30)
@@ -96,20 +97,40 @@ def test_given_values_win_over_the_schedule(monkeypatch, schedule, name, value):
 @pytest.mark.parametrize(("n_spots", "batch_size"), [(1, 128), (3072, 128), (3639, 152), (12000, 500), (10**6, 2048)])
 def test_fast_steps_grow_with_the_tissue_between_two_bounds(n_spots, batch_size):
     data = SimpleNamespace(n_spots=n_spots, n_steps=lambda size: -(-n_spots // size))
-    feed = training._feed(data, DUSTEDConfig(), torch.Generator())
+    feed = training._feed(data, DUSTEDConfig(schedule="fast"), torch.Generator())
     assert feed.batch_size == batch_size
 
 
-def test_fast_is_the_default_and_presets_imply_the_published_schedule(monkeypatch):
-    assert DUSTED().config.schedule == "fast"
+def test_presets_are_of_the_published_schedule(monkeypatch):
     assert {DUSTED(preset=name).config.schedule for name in PRESETS} == {"paper"}
     taken = resolved(monkeypatch, preset="hocwta")
     assert (taken["lr"], taken["n_epochs"], taken["batches"].batch_size) == (2e-4, 500, None)
     assert taken.get("anneal") is None
-    taken = resolved(monkeypatch)
-    assert (taken["lr"], taken["n_epochs"]) == (2e-3, 20)
-    assert taken["anneal"].n_steps == taken["batches"].n_steps
-    assert resolved(monkeypatch, patience=7)["anneal"].patience == 7
+
+
+def test_the_fast_schedule(monkeypatch):
+    taken = resolved(monkeypatch, schedule="fast")
+    assert (taken["lr"], taken["n_epochs"]) == (1e-3, 20)
+    assert taken["anneal"].n_steps == taken["batches"].n_steps >= 24
+    # It cannot stop before two hundred steps, about.
+    assert taken["anneal"].least * taken["anneal"].n_steps >= 190
+    assert resolved(monkeypatch, schedule="fast", patience=7)["anneal"].patience == 7
+
+
+@pytest.mark.parametrize(
+    ("params", "n_genes", "share"),
+    [
+        ({"schedule": "fast"}, 300, 1),
+        ({"schedule": "fast"}, 6000, 0.5),
+        ({"schedule": "fast", "likelihood": "nb"}, 6000, 0.5),
+        # Summed over genes, the gradient does not fall with their number.
+        ({"schedule": "fast", "likelihood": "nb", "reduction": "published"}, 6000, 1),
+        ({"schedule": "paper"}, 6000, 1),
+    ],
+)
+def test_the_decay_of_many_genes_falls_with_the_gradient_of_their_mean(params, n_genes, share):
+    feed = SimpleNamespace(data=SimpleNamespace(spots=spots(n_genes=n_genes, n_spots=3)), generator=None)
+    assert training._common(DUSTEDConfig(**params), Run(), feed)["weight_decay"] == pytest.approx(1e-4 * share)
 
 
 @pytest.mark.parametrize(
@@ -117,8 +138,8 @@ def test_fast_is_the_default_and_presets_imply_the_published_schedule(monkeypatc
     [
         ({"schedule": "slow"}, r"schedule='slow' is not valid; choose from .*fast"),
         ({"schedule": "paper", "patience": 3}, "patience=3 applies to schedule='fast' only"),
-        ({"preset": "dlpfc", "patience": 3}, "patience=3 applies to schedule='fast' only"),
-        ({"restore_best": False}, "restore_best=False applies to schedule='paper' only"),
+        ({"patience": 3}, "patience=3 applies to schedule='fast' only"),
+        ({"schedule": "fast", "restore_best": False}, "restore_best=False applies to schedule='paper' only"),
         ({"batch_size": 0}, "batch_size must be an integer >= 1, not 0"),
         ({"n_epochs": 2.5}, "n_epochs must be an integer >= 1, not 2.5"),
         ({"patience": True}, "patience must be an integer"),

@@ -13,8 +13,7 @@ from stdenoise._validate import check_choice, check_number
 class DUSTEDConfig:
     """Hyperparameters of DUSTED.
 
-    The network's defaults are those of the released run on a DLPFC section, and so is all else with `schedule="paper"`. "Code" and
-    "paper" below name the source of a default.
+    The defaults are those of the released run on a DLPFC section. "Code" and "paper" below name the source of a default.
 
     Parameters
     ----------
@@ -32,20 +31,21 @@ class DUSTEDConfig:
     n_latent
         Width of the latent representation (code and paper: 30).
     schedule
-        `"fast"`: steps on patches of tissue at a learning rate that rises, stays until molecules held out of a part of the spots are
-        no longer expected better, and falls to zero while all molecules are seen. `"paper"`: full-batch steps at a constant one.
+        `"paper"`: full-batch steps at a constant learning rate. `"fast"`: steps on patches of tissue at a learning rate that rises, stays
+        while molecules held out of a part of the spots are predicted better, and falls to zero while all molecules are seen.
     lr
-        Learning rate of Adam. `"paper"`: 1e-4 DLPFC and simulated, 2e-4 HOCWTA (paper); `"fast"`: its highest, 2e-3.
+        Learning rate of Adam. `"paper"`: 1e-4 DLPFC and simulated, 2e-4 HOCWTA (paper); `"fast"`: its highest, 1e-3.
     n_epochs
-        Passes over the spots: 500 with `"paper"` (code and paper); at most 20 with `"fast"`, where each is repeated until it has about
-        12 steps, for sections of few spots.
+        `"paper"`: 500 steps (code and paper). `"fast"`: at most 20 passes over the spots; on small sections a pass is repeated until an
+        epoch has about 24 steps.
     batch_size
         Spots per step: all of them with `"paper"`; with `"fast"` a 24th of them, but 128 to 2048. Memory follows it, not the number of
         spots; neither memory nor the number of devices changes what a step computes.
     patience
-        Passes without improvement that end the middle part of `"fast"`: 5.
+        Epochs without improvement that end the middle part of `"fast"`, after the first eight: 5.
     weight_decay
-        L2 term in Adam, coupled to the gradient (code: 1e-4).
+        L2 term in Adam, coupled to the gradient (code: 1e-4). With `"fast"` it is divided by the number of genes over 3000, where they
+        are more: the loss is a mean over genes, so that its gradient falls with their number, and an equal decay would win.
     clip
         Bound on the global norm of the gradient (code: 5).
     reduction
@@ -64,7 +64,7 @@ class DUSTEDConfig:
     gate_reduction: int = 16
     n_hidden: int = 512
     n_latent: int = 30
-    schedule: Literal["fast", "paper"] = "fast"
+    schedule: Literal["paper", "fast"] = "paper"
     lr: float | None = None
     n_epochs: int | None = None
     batch_size: int | None = None
@@ -105,20 +105,22 @@ class Schedule:
     lr: float
     n_epochs: int
     reduction: str
+    epoch_cost: float
+    """Of an epoch, in full-batch steps, about."""
 
 
 SCHEDULES: MappingProxyType[str, Schedule] = MappingProxyType(
     {
-        "fast": Schedule(lr=2e-3, n_epochs=20, reduction="mean"),
-        "paper": Schedule(lr=1e-4, n_epochs=500, reduction="published"),
+        "paper": Schedule(lr=1e-4, n_epochs=500, reduction="published", epoch_cost=1.0),
+        "fast": Schedule(lr=1e-3, n_epochs=20, reduction="mean", epoch_cost=2.2),
     }
 )
 
 PRESETS: MappingProxyType[str, dict[str, Any]] = MappingProxyType(
     {
-        "dlpfc": {"schedule": "paper", "likelihood": "zinb", "alpha": 1.5, "lr": 1e-4},
-        "hocwta": {"schedule": "paper", "likelihood": "nb", "alpha": 1.0, "lr": 2e-4},
-        "simulated": {"schedule": "paper", "likelihood": "nb", "alpha": 0.3, "lr": 1e-4},
+        "dlpfc": {"likelihood": "zinb", "alpha": 1.5, "lr": 1e-4},
+        "hocwta": {"likelihood": "nb", "alpha": 1.0, "lr": 2e-4},
+        "simulated": {"likelihood": "nb", "alpha": 0.3, "lr": 1e-4},
     }
 )
 """The paper's three settings."""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from stdenoise._random import torch_generator
 from stdenoise.methods._base import Denoiser, MethodInfo, Model, likelihood_arrays, make_config
-from stdenoise.methods.dusted.config import PRESETS, DUSTEDConfig
+from stdenoise.methods.dusted.config import PRESETS, SCHEDULES, DUSTEDConfig
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -116,6 +116,13 @@ class DUSTED(Denoiser):
         return network_memory(
             n_weights, n_genes, counts_per_spot, width=(5 + 2 * n_heads) * config.n_hidden, n_arrays=n_heads
         )
+
+    def training_flops(self, n_spots: int, n_genes: int, n_counts: int) -> float:
+        """Estimate the operations of a training: products of the input layer and the heads, forward and backward."""
+        config, schedule = self.config, SCHEDULES[self.config.schedule]
+        n_heads = 3 if config.likelihood == "zinb" else 2
+        full_batch = (4 * n_counts + 6 * n_heads * n_spots * n_genes) * config.n_hidden
+        return full_batch * (config.n_epochs or schedule.n_epochs) * schedule.epoch_cost
 
     def _module(self, spots: Spots, run: Run, generator: torch.Generator) -> DUSTEDModule:
         from stdenoise.methods.dusted.module import DUSTEDModule

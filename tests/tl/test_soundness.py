@@ -1,0 +1,113 @@
+"""What is said of the result of a network, on results that are known to be sound or collapsed."""
+
+import logging
+
+import anndata as ad
+import numpy as np
+import pytest
+import torch
+
+import stdenoise as st
+from stdenoise._spots import Denoised, make_spots
+from stdenoise._trial import read_trial
+from stdenoise.tl._soundness import Soundness
+from stdenoise.train.run import Run
+
+
+@pytest.fixture(scope="module")
+def tissue():
+    adata = st.datasets.tissue(n_spots=400, n_genes=60)
+    st.pp.spatial_graph(adata)
+    return adata
+
+
+def spots_of(adata):
+    keys = {"library_key": None, "spatial_key": "spatial", "features_key": None}
+    trial = read_trial(
+        adata, [st.methods.DUSTED()], layer=None, genes=None, graph_key="spatial", **keys, device="cpu", seed=0
+    )
+    return make_spots(trial.counts, trial.genes, positions=None, context=trial.context, device=trial.device)
+
+
+def report(adata, mean, *, scale="counts", ending=None, blocks=3):
+    soundness = Soundness(spots_of(adata))
+    mean = torch.as_tensor(np.asarray(mean, dtype=np.float32))
+    parts = torch.arange(len(mean)).flip(0).chunk(blocks)
+    found = list(soundness.watch((rows, Denoised(mean=mean[rows], scale=scale)) for rows in parts))
+    assert [len(rows) for rows, _ in found] == [len(rows) for rows in parts]
+    return soundness.report(ending or {}, Run(), label="dusted")
+
+
+def log_normalized(counts):
+    return np.log1p(counts / counts.sum(1, keepdims=True) * 1e4)
+
+
+def test_the_truth_is_sound(tissue, caplog):
+    with caplog.at_level(logging.INFO, logger="stdenoise"):
+        found = report(tissue, tissue.layers["true_mean"], ending={"stopped": "…", "held_out_explained": 0.25})
+    assert found["held_out_explained"] == 0.25
+    assert found["neighbor_correlation"] > 0.45
+    assert [record.levelname for record in caplog.records] == ["INFO"]
+
+
+def test_values_are_those_of_numpy(tissue):
+    values = tissue.layers["true_mean"]
+    found = report(tissue, values)
+    expression = log_normalized(values)
+    shares = np.linalg.eigvalsh(np.cov(expression.T))
+    shares = shares[shares > 0] / shares.sum()
+    assert found["effective_rank"] == pytest.approx(np.exp(-(shares * np.log(shares)).sum()), rel=1e-3)
+    assert found["first_two_components"] == pytest.approx(np.sort(shares)[-2:].sum(), rel=1e-3)
+    near = (tissue.obsp["spatial_connectivities"].toarray() > 0) + np.eye(len(values))
+    mean = near / near.sum(1, keepdims=True)
+    smooth = mean @ mean @ log_normalized(tissue.X.toarray())
+    each = [np.corrcoef(expression[:, j], smooth[:, j])[0, 1] for j in range(values.shape[1])]
+    assert found["neighbor_correlation"] == pytest.approx(np.sort(each)[len(each) // 2 - 1], abs=1e-4)
+
+
+def test_a_collapse_is_a_warning(tissue, caplog):
+    # All genes follow two patterns that have nothing to do with theirs.
+    rng = np.random.default_rng(0)
+    patterns, weights = rng.normal(size=(tissue.n_obs, 2)), rng.normal(size=(2, tissue.n_vars))
+    found = report(tissue, np.exp(patterns @ weights * 0.3))
+    assert found["effective_rank"] < 2.5
+    assert found["first_two_components"] > 0.95
+    assert abs(found["neighbor_correlation"]) < 0.5
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert "effective rank" in record.message
+    assert "schedule='paper'" in record.message
+
+
+def test_values_on_the_log_scale_are_taken_as_they_are(tissue):
+    values = tissue.layers["true_mean"]
+    counts, logs = report(tissue, values), report(tissue, log_normalized(values), scale="log1p")
+    assert counts == pytest.approx(logs, rel=1e-4)
+
+
+def test_of_few_genes_a_low_rank_is_no_warning(tissue, caplog):
+    few = tissue[:, :5].copy()
+    report(few, np.exp(np.linspace(0, 1, few.n_obs))[:, None] * np.arange(1, 6))
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("method", ["dusted", "stagate", "dca"])
+def test_every_network_is_looked_at_and_the_record_survives_the_disk(tissue, method, tmp_path):
+    adata = tissue.copy()
+    st.tl.denoise(adata, method, n_epochs=2)
+    adata.write_h5ad(tmp_path / "a.h5ad")
+    record = ad.read_h5ad(tmp_path / "a.h5ad").uns[method]
+    assert record["training"]["stopped"] == "all 2 epochs are over"
+    assert record["check"]["effective_rank"] >= 1
+    assert ("neighbor_correlation" in record["check"]) == (method != "dca")
+
+
+def test_from_disk_to_disk_the_same_is_seen(tissue, tmp_path):
+    adata = tissue.copy()
+    params = {"method": "dusted", "schedule": "paper", "n_epochs": 3}
+    st.tl.denoise(adata, **params)
+    tissue.write_zarr(tmp_path / "in.zarr")
+    st.tl.denoise(tmp_path / "in.zarr", out=tmp_path / "out.zarr", memory=0.75, **params)
+    assert ad.read_zarr(tmp_path / "out.zarr").uns["dusted"]["check"] == pytest.approx(
+        adata.uns["dusted"]["check"], rel=1e-3
+    )
