@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from stdenoise import _keys
 from stdenoise._random import check_seed
 from stdenoise._settings import settings
-from stdenoise._validate import check_anndata, check_choice, check_unique_genes
+from stdenoise._validate import check_anndata, check_choice, check_name, check_unique_genes
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -175,8 +175,8 @@ def denoise(
     check_unique_genes(section)
     show_progress = settings.show_progress(progress)
     key = denoiser.info.name if key_added is None else key_added
-    if not isinstance(key, str) or not key:
-        raise TypeError(f"key_added must be a name or None, not {key_added!r}.")
+    check_name("key_added", key)
+    _check_paths(adata, paths)
     check_features_key(features_key, [denoiser])
 
     from stdenoise._device import resolve_device
@@ -244,6 +244,20 @@ def _check_output(out: Path | None, *, copy: bool, arrays: Sequence[str], dtype:
         check_writable(out)
         if copy:
             raise ValueError(f"out={str(out)!r} and copy=True exclude each other; give one.")
+
+
+def _check_paths(data: AnnData | Source, paths: Mapping[str, Path | None]) -> None:
+    """Refuse to write over what is read."""
+    from stdenoise._paths import ANNDATA, CHECKPOINT, MODEL, check_paths, files_of
+    from stdenoise._source import Source
+
+    kinds = {"out": ANNDATA, "checkpoint": CHECKPOINT, "save_model": MODEL}
+    if any(paths[name] for name in kinds):
+        read = files_of(data.data if isinstance(data, Source) else data)
+        check_paths(
+            [*(("adata", path) for path in read), ("model", paths["model"])],
+            [(name, paths[name], kind) for name, kind in kinds.items()],
+        )
 
 
 def _read_model(
