@@ -108,7 +108,6 @@ def denoise(
         check_seed(seed)
         check_name("key_added", denoiser.info.name if key_added is None else key_added)
         check_name("graph_key", graph_key)
-        _files.check_writable(target)
         check_paths(
             [("IN", source), ("model", model)],
             [
@@ -117,6 +116,7 @@ def denoise(
                 ("save_model", options["save_model"], MODEL),
             ],
         )
+        _files.check_writable(target)
         may_stream = denoiser.has_network and target.suffix == ".zarr" and n_top_genes is None
         data = open_source(source, layer) if may_stream else _files.read(source)
         adata = data.light if isinstance(data, Source) else data

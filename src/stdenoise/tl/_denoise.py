@@ -140,7 +140,9 @@ def denoise(
     Raises
     ------
     ValueError, KeyError, TypeError
-        The input or a parameter is not valid. Nothing is written then.
+        The input or a parameter is not valid, or a file would be written over what is read. Nothing is written then.
+    FileExistsError
+        Something else is where `out`, `checkpoint` or `save_model` would be written.
     FloatingPointError
         Training diverged, twice: the first time it goes on from the last good weights at half the learning rate. Nothing is
         written then.
