@@ -13,7 +13,9 @@ import stdenoise as st
 SOURCE = Path(st.__file__).parent
 FILES = sorted(SOURCE.rglob("*.py"))
 FLOORS = {
-    **dict.fromkeys(["_keys", "_settings", "_device", "_random", "_validate", "_files", "_mclust", "_memory"], 0),
+    **dict.fromkeys(
+        ["_keys", "_settings", "_device", "_random", "_validate", "_paths", "_files", "_mclust", "_memory"], 0
+    ),
     **dict.fromkeys(["graph", "nn", "train", "scores"], 1),
     **dict.fromkeys(
         [

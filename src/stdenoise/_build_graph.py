@@ -12,6 +12,7 @@ from stdenoise import _keys
 from stdenoise._keys import GraphKeys
 from stdenoise._validate import (
     check_anndata,
+    check_name,
     check_number,
     find_spatial_key,
     output_of,
@@ -43,6 +44,7 @@ def build_graph(
 ) -> AnnData | None:
     """Do what `st.pp.spatial_graph` says."""
     check_anndata(adata)
+    check_name("key_added", key_added)
     if radius != "auto":
         if isinstance(radius, str):
             raise ValueError(f"radius={radius!r} is not valid; choose 'auto' or a number above 0.")

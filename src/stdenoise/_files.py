@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
+import glob
+import logging
 import os
 import shutil
 import tempfile
@@ -12,13 +15,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from stdenoise._device import speaks_for_all
+from stdenoise._paths import ANNDATA, check_replaceable, target_of
 from stdenoise._validate import check_choice
 
 if TYPE_CHECKING:
     import zarr
     from anndata import AnnData
 
+logger = logging.getLogger("stdenoise")
+
 _FORMATS = (".h5ad", ".zarr")
+_SWAP, _IN_WORKING_FOLDER = 2, -100
+"""`RENAME_EXCHANGE` and `AT_FDCWD` of Linux."""
 
 
 def check_readable(path: Path) -> None:
@@ -41,22 +50,28 @@ def read(path: Path) -> AnnData:
 
 
 def check_writable(path: Path) -> None:
-    """Raise unless the path has a known format and its folder can be written to."""
+    """Raise unless the path has a known format, its folder can be written to, and what is there may be replaced.
+
+    A folder that a killed run has left aside is put back first.
+    """
     check_choice("file format", path.suffix, _FORMATS)
+    target = target_of(path)
+    _put_back(target)
     if path.exists() and path.is_dir() != (path.suffix == ".zarr"):
         raise FileExistsError(
             f"cannot write {str(path)!r}: a {'folder' if path.is_dir() else 'file'} of that name exists."
         )
-    folder = path.absolute().parent
+    folder = target.parent
     if not folder.is_dir():
         raise FileNotFoundError(f"cannot write {str(path)!r}: there is no folder {str(folder)!r}.")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise PermissionError(f"cannot write {str(path)!r}: the folder {str(folder)!r} is not writable.")
+    check_replaceable(path, ANNDATA)
 
 
 def write(adata: AnnData, path: Path) -> None:
     """Write under a temporary name beside the path, then rename; what was there is replaced only when all is written."""
-    with replacing(path) as fresh, explaining_full_disk(path.absolute().parent, adata.__sizeof__() / 1e9):
+    with replacing(path) as fresh, explaining_full_disk(target_of(path).parent, adata.__sizeof__() / 1e9):
         if path.suffix == ".h5ad":
             adata.write_h5ad(fresh, compression="gzip")
         else:
@@ -65,24 +80,50 @@ def write(adata: AnnData, path: Path) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a path to write to, in a temporary folder beside the target, and rename it over the target at the end.
+    """Give a path to write to, in a temporary folder beside the target, and put it in the place of the target at the end.
 
-    After an error or an interrupt the target is as it was, and nothing is left beside it.
+    After an error or an interrupt the target is as it was, and nothing is left beside it. Of a symbolic link, what it leads to is
+    replaced, and the link stays.
     """
     check_writable(path)
-    with tempfile.TemporaryDirectory(dir=path.absolute().parent, prefix=f".{path.name}-") as folder:
+    path = target_of(path)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
         fresh = Path(folder) / path.name
         yield fresh
+        # Much can come there in the hours of a training.
+        check_replaceable(path, ANNDATA)
+        if path.is_dir() and _exchange(fresh, path):
+            return
         replaced = Path(folder) / "replaced"
         try:
             if path.is_dir():
-                # A folder cannot be renamed over another one that has content.
+                # A folder cannot be renamed over another one that has content. Killed here, the next run puts it back.
                 path.rename(replaced)
             fresh.replace(path)
         except BaseException:
             if replaced.exists() and not path.exists():
                 replaced.rename(path)
             raise
+
+
+def _exchange(left: Path, right: Path) -> bool:
+    """Let two paths change places in one step, where the system and the disk can."""
+    try:
+        rename = ctypes.CDLL(None).renameat2
+    except (AttributeError, OSError, TypeError):  # not on Linux
+        return False
+    places = [_IN_WORKING_FOLDER, os.fsencode(left), _IN_WORKING_FOLDER, os.fsencode(right)]
+    return bool(rename(*places, _SWAP) == 0)
+
+
+def _put_back(target: Path) -> None:
+    """Put a folder back that a run had moved aside when it was killed between two renames; see `replacing`."""
+    if os.path.lexists(target) or not speaks_for_all():
+        return
+    left = target.parent.glob(f".{glob.escape(target.name)}-*/replaced")
+    for replaced in sorted(left, key=lambda path: path.stat().st_mtime)[-1:]:
+        replaced.rename(target)
+        logger.warning("put back %r, which a run that was killed had moved to %r", str(target), str(replaced))
 
 
 def consolidate(group: zarr.Group) -> None:

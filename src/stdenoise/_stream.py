@@ -61,6 +61,8 @@ class RowStore:
                     raise OSError(f"{str(path)!r} is not there, or has not {size} bytes.")
 
     def _path(self, name: str) -> Path:
+        if Path(name).name != name:
+            raise ValueError(f"{name!r} is no name of a file.")
         return self.folder / f"{name}.rows"
 
     def write(self, rows: np.ndarray, name: str, values: np.ndarray) -> None:

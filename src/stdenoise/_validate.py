@@ -25,6 +25,11 @@ ADVICE = {
     "features": "Compute them first: st.pp.image_features(adata).",
 }
 """What to do about an input that is not there."""
+_NAME_BYTES = 200
+"""File systems take 255, and suffixes are added."""
+_SEPARATORS = {"/", "\\", "\0"}
+_RESERVED = (".", "..", ".zarray", ".zattrs", ".zgroup", ".zmetadata", "zarr.json")
+"""Where files have a meaning of their own, in folders or in zarr."""
 
 
 def near_match(value: str, choices: Iterable[str]) -> str:
@@ -60,6 +65,18 @@ def check_number(
         or (above is not None and value <= above)
     ):
         raise ValueError(f"{name} must be {wanted}, not {value!r}.")
+
+
+def check_name(argument: str, value: Any) -> None:
+    """Raise unless the value can be a key of an AnnData in every format: it becomes the name of a file or folder there."""
+    if not isinstance(value, str) or not value:
+        raise TypeError(f"{argument} must be a name, not {value!r}.")
+    if set(value) & _SEPARATORS or value in _RESERVED:
+        raise ValueError(
+            f"{argument}={value!r} is no name: it must not contain '/', a backslash or NUL, or be one of {list(_RESERVED)}."
+        )
+    if len(value.encode(errors="surrogatepass")) > _NAME_BYTES:
+        raise ValueError(f"{argument}={value!r} is too long for a name: more than {_NAME_BYTES} bytes.")
 
 
 def lookup(mapping: Mapping[str, T], key: str, *, where: str, advice: str = "") -> T:

@@ -20,8 +20,10 @@ from stdenoise._expression import lognorm
 from stdenoise._highly_variable import MIN_TOTAL, mark_highly_variable
 from stdenoise._keys import GraphKeys
 from stdenoise._memory import peak_gb
+from stdenoise._paths import ANNDATA, CHECKPOINT, FIGURE, MODEL, check_paths
 from stdenoise._random import check_seed
 from stdenoise._source import Source, open_source
+from stdenoise._validate import check_name
 from stdenoise.methods._registry import make_method
 
 if TYPE_CHECKING:
@@ -114,9 +116,17 @@ def denoise(
         )
         resolve_device(device)
         check_seed(seed)
+        check_name("key_added", denoiser.info.name if key_added is None else key_added)
+        check_name("graph_key", graph_key)
+        check_paths(
+            [("IN", source), ("model", model)],
+            [
+                ("OUT", target, ANNDATA),
+                ("checkpoint", options["checkpoint"], CHECKPOINT),
+                ("save_model", options["save_model"], MODEL),
+            ],
+        )
         _files.check_writable(target)
-        if source.resolve() == target.resolve():
-            raise ValueError(f"IN and OUT are the same, {str(source)!r}; the input is never overwritten.")
         may_stream = denoiser.has_network and target.suffix == ".zarr" and n_top_genes is None
         data = open_source(source, layer) if may_stream else _files.read(source)
         adata = data.light if isinstance(data, Source) else data
@@ -250,6 +260,9 @@ def demo(folder: Path, n_epochs: int) -> None:
     matplotlib.use("agg")
     with _one_line_errors():
         folder.mkdir(parents=True, exist_ok=True)
+        figure, data = folder / "demo.png", folder / "demo.h5ad"
+        _files.check_writable(data)
+        check_paths([], [("the figure", figure, FIGURE), ("the data", data, ANNDATA)])
         adata = st.datasets.tissue()
         click.echo(f"A tissue of {adata.n_obs} spots x {adata.n_vars} genes, {_mean_count(adata):.0f} counts per spot.")
         start = time.perf_counter()
@@ -259,10 +272,8 @@ def demo(folder: Path, n_epochs: int) -> None:
         before, after = (
             st.metrics.reconstruction(adata, layer, truth="true_mean")["mse"] for layer in (None, "dusted")
         )
-        figure = folder / "demo.png"
         axes = st.pl.compare(adata, _patterned_genes(adata), size=12)
         axes[0, 0].figure.savefig(figure, dpi=110)
-        data = folder / "demo.h5ad"
         _files.write(adata, data)
     _summary(adata, "dusted", data, seconds)
     click.echo("Mean squared error against the truth, log1p of counts per 10,000:")

@@ -611,7 +611,7 @@ def test_an_interrupt_during_training_and_on_from_there(on_disk, tmp_path, faili
     params = {**PAPER, "batch_size": 100, "checkpoint_minutes": 0.0, "resume": True}
     whole = stream(on_disk / "in.zarr", tmp_path / "whole.zarr", checkpoint=tmp_path / "whole.pt", **params)
     checkpoint = tmp_path / "run.pt"
-    checkpoint.write_text("to be there before")
+    checkpoint.touch()
     loss = DUSTEDModule.loss
     with monkeypatch.context() as patch:
         patch.setattr(DUSTEDModule, "loss", after_calls(loss, 10, interrupted))

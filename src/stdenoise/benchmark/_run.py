@@ -9,16 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 from stdenoise._device import resolve_device
 from stdenoise._memory import read_memory
+from stdenoise._paths import check_paths
 from stdenoise._settings import settings
 from stdenoise._validate import check_number
 from stdenoise.benchmark._config import read_config
-from stdenoise.benchmark._plan import Unit, job_of, preparation_of
+from stdenoise.benchmark._plan import Plan, Unit, job_of, preparation_of
 from stdenoise.benchmark._pool import do_all
 from stdenoise.benchmark._results import results
 from stdenoise.benchmark._store import (
     DATASETS,
     FAILED,
     PLAN,
+    REPORT,
     UNITS,
     files_by_hash,
     make_folders,
@@ -105,6 +107,7 @@ def run(
     resolve_device(device)
     show = settings.show_progress(progress)
     home = Path(folder)
+    _check_folder(home, config, plan)
     make_folders(home)
     write_json(home / PLAN, plan.record())
 
@@ -131,6 +134,20 @@ def run(
     jobs = [job_of(unit, device) for unit in ready]
     _do(jobs, home, n_jobs=n_jobs, budget=budget, sizes=sizes, show=show, what="units")
     return results(home)
+
+
+def _check_folder(home: Path, config: str | Path | Mapping[str, Any], plan: Plan) -> None:
+    """Raise where a file that is read, or that is not of a benchmark, would be written over."""
+    written = [DATASETS, UNITS, FAILED, PLAN, *REPORT]
+    read = [(f"data set {data.name!r}", Path(data.source["path"])) for data in plan.datasets if data.kind == "path"]
+    if not isinstance(config, Mapping):
+        read.append(("the config", Path(config)))
+    check_paths(read, [(f"{name} of the folder", home / name, None) for name in written])
+    there = [name for name in written if (home / name).is_file() or any((home / name).glob("*"))]
+    if there and not {"version", "scores", "units"} <= (read_json(home / PLAN) or {}).keys():
+        raise FileExistsError(
+            f"folder={str(home)!r} has {', '.join(there)}, and is not the folder of a benchmark; choose another one."
+        )
 
 
 def _do(

@@ -14,6 +14,7 @@ DATASETS = "datasets"
 UNITS = "units"
 FAILED = "failed"
 PLAN = "plan.json"
+REPORT = ("report.md", "results.csv", "results.parquet", "figures")
 
 
 _NO_SPACE = {getattr(errno, name) for name in ("ENOSPC", "EDQUOT") if hasattr(errno, name)}

@@ -11,7 +11,7 @@ import numpy as np
 from stdenoise import _keys
 from stdenoise._image import SpotImage, on_image, read_image, read_plane_coordinates, tiles
 from stdenoise._settings import settings
-from stdenoise._validate import check_anndata, check_choice, check_number, output_of, read_libraries
+from stdenoise._validate import check_anndata, check_choice, check_name, check_number, output_of, read_libraries
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -221,8 +221,7 @@ def _check_options(extractor: Any, options: Mapping[str, tuple[Any, Any, bool]])
 
 def _check_key(adata: AnnData, key: str) -> None:
     """Raise when results under this key would overwrite something else."""
-    if not isinstance(key, str) or not key:
-        raise TypeError(f"key_added must be a name, not {key!r}.")
+    check_name("key_added", key)
     record = adata.uns.get(key)
     ours = isinstance(record, Mapping) and "extractor" in record
     taken = [f"{place}[{key!r}]" for place in ("obsm", "uns") if key in getattr(adata, place)]

@@ -10,7 +10,7 @@ import numpy as np
 
 from stdenoise import _keys
 from stdenoise._random import check_seed
-from stdenoise._validate import check_anndata, output_of
+from stdenoise._validate import check_anndata, check_name, output_of
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -140,8 +140,7 @@ def cluster(
 
 
 def _check_key_is_free(adata: AnnData, key: str) -> None:
-    if not isinstance(key, str) or not key:
-        raise TypeError(f"key_added must be a name, not {key!r}.")
+    check_name("key_added", key)
     record = adata.uns.get(key)
     ours = isinstance(record, Mapping) and record.get("model") == _MODEL
     taken = [f"{name}/{key}" for name, holder in (("obs", adata.obs), ("uns", adata.uns)) if key in holder]

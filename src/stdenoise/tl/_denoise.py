@@ -11,7 +11,7 @@ from stdenoise import _keys
 from stdenoise._keys import GraphKeys
 from stdenoise._random import check_seed
 from stdenoise._settings import settings
-from stdenoise._validate import check_anndata, check_choice, check_unique_genes
+from stdenoise._validate import check_anndata, check_choice, check_name, check_unique_genes
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -146,7 +146,9 @@ def denoise(
     Raises
     ------
     ValueError, KeyError, TypeError
-        The input or a parameter is not valid. Nothing is written then.
+        The input or a parameter is not valid, or a file would be written over what is read. Nothing is written then.
+    FileExistsError
+        Something else is where `out`, `checkpoint` or `save_model` would be written.
     FloatingPointError
         Training diverged, twice: the first time it goes on from the last good weights at half the learning rate. Nothing is
         written then.
@@ -180,8 +182,10 @@ def denoise(
     written = _check_arrays(arrays, denoiser)
     show_progress = settings.show_progress(progress)
     key = denoiser.info.name if key_added is None else key_added
-    if not isinstance(key, str) or not key:
-        raise TypeError(f"key_added must be a name or None, not {key_added!r}.")
+    check_name("key_added", key)
+    if isinstance(adata, str):
+        adata = Path(adata)
+    _check_paths(adata, paths)
 
     from stdenoise._device import resolve_device, warn_of_threads
     from stdenoise._memory import read_memory
@@ -201,9 +205,9 @@ def denoise(
     )
     how.check_applies_to(denoiser, is_trained=trained is not None)
     on = resolve_device(device)
-    if isinstance(adata, str | Path):
+    if isinstance(adata, Path):
         adata, spatial_key = _open(
-            Path(adata),
+            adata,
             paths["out"],
             denoiser,
             layer,
@@ -295,8 +299,6 @@ def _open(
 
     if out is None:
         raise ValueError(f"adata={str(path)!r} is a path; say with out= where the result goes.")
-    if path.resolve() == out.resolve():
-        raise ValueError(f"adata and out are the same, {str(path)!r}; the input is never overwritten.")
     may_stream = denoiser.has_network and out.suffix == ".zarr"
     data = open_source(path, layer) if may_stream else _files.read(path)
     section = data.light if isinstance(data, Source) else data
@@ -307,6 +309,20 @@ def _open(
         if not denoiser.info.reads("coordinates"):
             spatial_key = _keys.SPATIAL
     return data, spatial_key
+
+
+def _check_paths(data: AnnData | Source | Path, paths: Mapping[str, Path | None]) -> None:
+    """Refuse to write over what is read."""
+    from stdenoise._paths import ANNDATA, CHECKPOINT, MODEL, check_paths, files_of
+    from stdenoise._source import Source
+
+    kinds = {"out": ANNDATA, "checkpoint": CHECKPOINT, "save_model": MODEL}
+    if any(paths[name] for name in kinds):
+        read = files_of(data.data if isinstance(data, Source) else data)
+        check_paths(
+            [*(("adata", path) for path in read), ("model", paths["model"])],
+            [(name, paths[name], kind) for name, kind in kinds.items()],
+        )
 
 
 def _read_model(

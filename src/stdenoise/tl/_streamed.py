@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 from stdenoise._context import Context
 from stdenoise._files import replacing
 from stdenoise._keys import ResultKeys
+from stdenoise._paths import SCRATCH, check_replaceable, remove_scratch, scratch_of
 from stdenoise._results import result_record
 from stdenoise._scratch import open_sorted, sort_counts
 from stdenoise._source import Source
@@ -32,10 +32,12 @@ _LEAF = 256
 @contextmanager
 def scratch_folder(out: Path, run: Run) -> Iterator[Path]:
     """Give a folder beside the output, the same to all processes, and remove it at the end."""
-    folder = out.absolute().parent / f".{out.name}-scratch"
+    folder = scratch_of(out)
     if run.is_first:
-        # What a killed run has left.
-        shutil.rmtree(folder, ignore_errors=True)
+        check_replaceable(folder, SCRATCH)
+        if folder.exists():
+            # What a killed run has left.
+            remove_scratch(folder)
         folder.mkdir()
     run.wait()
     try:
@@ -43,7 +45,7 @@ def scratch_folder(out: Path, run: Run) -> Iterator[Path]:
         run.wait()
     finally:
         if run.is_first:
-            shutil.rmtree(folder, ignore_errors=True)
+            remove_scratch(folder)
 
 
 def spatial_order(context: Context, n_spots: int) -> np.ndarray:

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from stdenoise._device import started_by_launcher
+from stdenoise._paths import check_replaceable, target_of
 
 logger = logging.getLogger("stdenoise")
 
@@ -33,12 +34,15 @@ def save_tensors(path: Path, kind: str, content: Mapping[str, Any]) -> None:
     Parameters
     ----------
     path
-        What was there is replaced only when all is on the disk.
+        What was there is replaced only when all is on the disk, and only if it is of the same kind. Of a symbolic link, what it leads to
+        is replaced.
     kind
         What the file is, such as `"model"`; checked when it is read.
     content
         By name.
     """
+    check_replaceable(path, kind)
+    path = target_of(path)
     # Beside the target, since a rename must not cross file systems; with the process in it, since several may save at a time.
     fresh = path.with_name(f".{path.name}-{os.getpid()}")
     try:
