@@ -12,6 +12,7 @@ import pytest
 from scipy import sparse
 
 import stdenoise as st
+from stdenoise import _stream
 
 os.environ.setdefault("MPLBACKEND", "agg")
 
@@ -118,6 +119,12 @@ def unchanged():
         assert freeze(adata) == before
 
     return check
+
+
+@pytest.fixture
+def exact_files(monkeypatch):
+    """Write results to files with all their bits, so that they can be compared with those in memory."""
+    monkeypatch.setattr(_stream, "FILE_DTYPE", "float32")
 
 
 @pytest.fixture

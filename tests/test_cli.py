@@ -69,6 +69,7 @@ def names_in(folder):
 
 @pytest.mark.parametrize("suffix_in", [".h5ad", ".zarr"])
 @pytest.mark.parametrize("suffix_out", [".h5ad", ".zarr"])
+@pytest.mark.usefixtures("exact_files")
 def test_denoise_reads_and_writes_both_formats(run, tmp_path, suffix_in, suffix_out):
     source, target = tmp_path / f"in{suffix_in}", tmp_path / f"out{suffix_out}"
     adata = st.datasets.tissue(n_spots=61, n_genes=12)
@@ -86,7 +87,9 @@ def test_denoise_reads_and_writes_both_formats(run, tmp_path, suffix_in, suffix_
 def test_denoise_prints_a_summary(run, section, tmp_path):
     result = run("denoise", section, tmp_path / "out.h5ad", *FAST, "--seed", 5)
     summary = dict(line.split(maxsplit=1) for line in lines_of(result.stdout))
-    assert list(summary) == ["method", "data", "graph", "written", "loss", "time", "memory", "file"]
+    assert list(summary) == [
+        *("method", "data", "graph", "written", "loss", "training", "check", "time", "memory", "file")
+    ]
     assert summary["method"] == "dusted, seed 5, cpu"
     assert summary["data"] == "61 spots x 12 genes, scale counts"
     assert summary["graph"] == "5.11 neighbours on average, 0 isolated and 0 coincident spots, 1 components"
@@ -95,7 +98,35 @@ def test_denoise_prints_a_summary(run, section, tmp_path):
     )
     assert re.fullmatch(r"\d+\.\d{4} first, \d+\.\d{4} last, 3 epochs", summary["loss"])
     assert re.fullmatch(r"\d+\.\d s", summary["time"])
-    assert summary["file"] == str(tmp_path / "out.h5ad")
+    assert summary["training"] == "all 3 epochs are over"
+    assert re.match(r"effective rank \d", summary["check"])
+    size = (tmp_path / "out.h5ad").stat().st_size / 1e6
+    assert summary["file"] == f"{tmp_path / 'out.h5ad'}, {size:.1f} MB"
+
+
+def test_the_summary_says_what_the_fast_schedule_gained(run, section, tmp_path):
+    settings = ["--set", "schedule=fast", "--set", "n_hidden=8", "--set", "n_latent=3", "--set", "n_epochs=6"]
+    result = run("denoise", section, tmp_path / "out.h5ad", *settings)
+    summary = dict(line.split(maxsplit=1) for line in lines_of(result.stdout))
+    ending = ad.read_h5ad(tmp_path / "out.h5ad").uns["dusted"]["training"]
+    assert (ending["best_epoch"], ending["annealing_from"]) == (4, 4)
+    assert f"{ending['held_out_explained']:.1%} of the gene means' held-out deviance explained" in summary["training"]
+    assert "back to epoch 4 after 4" in summary["training"]
+
+
+@pytest.mark.parametrize("suffix", [".h5ad", ".zarr"])
+def test_values_in_a_file_are_rounded_to_two_tenths_of_a_percent(run, section, tmp_path, suffix):
+    exact, rounded = tmp_path / f"exact{suffix}", tmp_path / f"rounded{suffix}"
+    assert run("denoise", section, exact, *FAST, "--dtype", "float32").exit_code == 0
+    assert run("denoise", section, rounded, *FAST).exit_code == 0
+    for name in ("mean", "dispersion", "dropout"):
+        before, after = (_files.read(path).layers[f"dusted_{name}"] for path in (exact, rounded))
+        assert after.dtype == np.float32
+        error = np.abs(after / before - 1).max()
+        assert 2**-12 < error <= 2**-9
+        # Nine significant bits: what is left of the others is zero.
+        assert not (after.view(np.uint32) & 0x7FFF).any()
+    np.testing.assert_array_equal(_files.read(rounded).obsm["X_dusted"], _files.read(exact).obsm["X_dusted"])
 
 
 @pytest.mark.parametrize(("flag", "shown"), [([], True), (["--progress"], True), (["--no-progress"], False)])
@@ -494,7 +525,17 @@ def test_an_interrupted_run_goes_on(section, tmp_path):
         "main()\n"
     )
     settings = ["--set", "n_hidden=8", "--set", "n_latent=3", "--set", "n_epochs=300", "--set", "schedule=paper"]
-    options = [*settings, "--no-progress", "--checkpoint", "run.pt", "--checkpoint-minutes", "0", "--resume"]
+    options = [
+        *settings,
+        "--no-progress",
+        "--checkpoint",
+        "run.pt",
+        "--checkpoint-minutes",
+        "0",
+        "--resume",
+        "--dtype",
+        "float32",
+    ]
     command = ["denoise", section.name, "out.zarr", *options]
     process = subprocess.Popen(
         [sys.executable, "-c", slow, *command], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

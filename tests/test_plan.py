@@ -9,7 +9,7 @@ from hypothesis import strategies as some
 
 import stdenoise as st
 from stdenoise import _plan
-from stdenoise._plan import Size, make_plan
+from stdenoise._plan import Plan, Size, announce, make_plan
 from stdenoise.methods import DCA, DUSTED, STAGATE
 from stdenoise.tl import _fit
 
@@ -284,7 +284,7 @@ NETWORK = {"n_hidden": 8, "n_latent": 3, "n_epochs": 4}
 STEPS = {"gate_reduction": 4, "alpha": 0.1, "lr": 1e-2}
 PAPER = {**NETWORK, **STEPS, "schedule": "paper"}
 RUNS = {
-    "fast": ("dusted", {**NETWORK, **STEPS}),
+    "fast": ("dusted", {**NETWORK, **STEPS, "schedule": "fast"}),
     "paper": ("dusted", PAPER),
     "paper, batches": ("dusted", {**PAPER, "batch_size": 150, "likelihood": "nb"}),
     "stagate": ("stagate", NETWORK),
@@ -348,3 +348,55 @@ def test_a_section_that_does_not_fit_is_refused_before_any_work(section, monkeyp
     with pytest.raises(MemoryError, match="dusted on 400 spots x 12 genes needs about"):
         st.tl.denoise(section, memory="100 MB")
     assert "dusted" not in section.uns
+
+
+# What all genes cost is said first
+
+ROOMY = Plan(None, False, CPU, {"process": 0.5, "results": 1.5}, 10.0)
+
+
+def test_many_genes_on_the_cpu_are_announced(caplog):
+    announce(DUSTED(), Size(3000, 8000, 10**6), ROOMY, CPU)
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    for part in ("8000 genes", "2.0 GB", "highly_variable"):
+        assert part in record.message
+    assert re.search(r"\d+ (seconds|minutes)", record.message)
+
+
+@pytest.mark.parametrize(("n_genes", "device"), [(5000, "cpu"), (8000, "cuda")])
+def test_few_genes_or_a_gpu_are_not(caplog, n_genes, device):
+    announce(DUSTED(), Size(3000, n_genes, 10**6), ROOMY, torch.device(device))
+    assert not caplog.records
+
+
+def test_a_method_that_does_not_say_how_long_it_takes_says_what_it_needs(caplog):
+    announce(STAGATE(), Size(3000, 8000, 10**6), ROOMY, CPU)
+    assert "2.0 GB" in caplog.text
+    assert "roughly" not in caplog.text
+
+
+def test_a_chosen_gene_list_is_not_announced(monkeypatch, caplog):
+    monkeypatch.setattr(_plan, "MANY_GENES", 10)
+    adata = st.datasets.tissue(n_spots=60, n_genes=20)
+    st.pp.spatial_graph(adata)
+    settings = {"n_epochs": 1, "n_hidden": 4, "n_latent": 2}
+    st.tl.denoise(adata, genes=list(adata.var_names[:15]), **settings)
+    assert "genes on the CPU" not in caplog.text
+    st.tl.denoise(adata, key_added="all", **settings)
+    assert "20 genes on the CPU" in caplog.text
+
+
+@pytest.mark.parametrize(("schedule", "n_epochs"), [("paper", 500), ("fast", 20)])
+def test_the_work_follows_spots_genes_and_epochs(schedule, n_epochs):
+    def work(n_spots, n_genes, **params):
+        return DUSTED(schedule=schedule, gene_attention=False, **params).training_work(n_spots, n_genes, 0)
+
+    flops, updates = work(6000, 1000)
+    # Three heads, each with one product forward and two backward, of two operations.
+    per_step = 3 * 6 * 6000 * 1000 * 512
+    assert flops == pytest.approx(n_epochs * per_step * (1 if schedule == "paper" else 2.2))
+    assert work(6000, 2000)[0] == pytest.approx(2 * flops)
+    assert work(12000, 1000)[0] == pytest.approx(2 * flops)
+    assert work(6000, 1000, n_epochs=2 * n_epochs) == pytest.approx((2 * flops, 2 * updates))
+    assert updates == 4 * 1000 * 512 * n_epochs * (1 if schedule == "paper" else 24)

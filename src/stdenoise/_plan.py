@@ -15,6 +15,8 @@ logger = logging.getLogger("stdenoise")
 
 MANY_GENES = 5000
 """Above so many, all genes are a choice that is worth a word, where there is no GPU."""
+# Of the speed of a dense product, what a training reaches; and an optimiser's step for one weight, which waits for the memory.
+_EFFICIENCY, _UPDATE_SECONDS = 0.4, 8e-9
 _DEFAULT_SHARE = 0.6
 # Python with its libraries.
 _BASE_GB = 0.5
@@ -155,8 +157,12 @@ def announce(denoiser: Denoiser, size: Size, plan: Plan, device: torch.device) -
     """Say what all genes cost on a CPU, where they are many: before the work, and where a user sees it."""
     if size.n_genes <= MANY_GENES or device.type != "cpu":
         return
-    flops = denoiser.training_flops(size.n_spots, size.n_genes, size.n_counts)
-    duration = "" if flops is None else f" and, very roughly, {_minutes(flops / _flops_per_second())}"
+    work = denoiser.training_work(size.n_spots, size.n_genes, size.n_counts)
+    duration = ""
+    if work is not None:
+        flops, updates = work
+        seconds = flops / (_EFFICIENCY * _flops_per_second()) + _UPDATE_SECONDS * updates
+        duration = f" and, very roughly, {_minutes(seconds)}"
     logger.warning(
         "%s: all %d genes on the CPU take about %.1f GB%s. Time and memory follow the number of genes: genes='highly_variable', after "
         "sc.pp.highly_variable_genes, models fewer.",

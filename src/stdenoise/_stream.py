@@ -18,6 +18,8 @@ CLIPPED = "%s has values above 65504, the largest float16: they are stored as th
 ROUNDED = "rounded"
 """Of a dtype: float32 with 9 significant bits, within 0.2 %. Denoised values have no zeros to compress; fewer bits do."""
 _DROPPED_BITS = 15
+FILE_DTYPE = ROUNDED
+"""Of a file whose dtype nobody chose."""
 _CHUNK_BYTES, _BLOCK_BYTES = 2**21, 2**25
 _COLUMN_ROWS, _COLUMNS = 2**17, 512
 """Rows of a chunk of a column of a table, and columns that are in memory at a time."""

@@ -68,7 +68,11 @@ def main(*, verbose: bool) -> None:
     "--arrays",
     help="Arrays to write beside the mean: of dispersion,dropout,latent; all that the method has if not given.",
 )
-@click.option("--dtype", help="float32 or float16; if not given, float32 rounded to 9 significant bits (within 0.2 %).")
+@click.option(
+    "--dtype",
+    default=None,
+    help="float32 or float16; if not given, float32 rounded to 9 significant bits (within 0.2 %).",
+)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:<i>.")
 @click.option("--devices", default=1, show_default=True, help="GPUs, or processes on the CPU, that train together.")
 @click.option("--strategy", default="auto", show_default=True, help="How they are started, as in Lightning Fabric.")

@@ -119,7 +119,7 @@ def test_another_process_gives_the_same_results(section, tmp_path):
     script = """
 import pathlib, anndata, stdenoise as st
 for path in pathlib.Path().glob("*.pt"):
-    st.tl.denoise(anndata.read_h5ad("in.h5ad"), model=path, out=path.with_suffix(".h5ad"))
+    st.tl.denoise(anndata.read_h5ad("in.h5ad"), model=path, out=path.with_suffix(".h5ad"), dtype="float32")
 """
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     command = [sys.executable, "-c", script]

@@ -169,7 +169,7 @@ def test_forward(dtype):
 @pytest.mark.parametrize("likelihood", ["zinb", "nb"])
 def test_five_adam_steps(likelihood, dtype):
     module, batch = four_spots(likelihood, dtype)
-    history = train(
+    outcome = train(
         module,
         lambda: module.loss(batch),
         lr=1e-2,
@@ -180,7 +180,7 @@ def test_five_adam_steps(likelihood, dtype):
         run=Run(),
         description="test",
     )
-    close(torch.tensor(history["loss"]), LOSSES[likelihood], dtype)
+    close(torch.tensor(outcome.history["loss"]), LOSSES[likelihood], dtype)
     if likelihood == "zinb":
         w2 = [0.200596, 0.388682, -0.454880, -0.254162, -0.149080, 0.050803]
         close(module.bottleneck.weight.flatten(), w2, dtype)

@@ -138,7 +138,7 @@ def test_forward(dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_five_adam_steps(dtype):
     module, batch = four_spots(dtype)
-    history = train(
+    outcome = train(
         module,
         lambda: module.loss(batch),
         lr=1e-2,
@@ -149,7 +149,7 @@ def test_five_adam_steps(dtype):
         run=Run(),
         description="test",
     )
-    close(torch.tensor(history["loss"]), TRUE_TIE, dtype)
+    close(torch.tensor(outcome.history["loss"]), TRUE_TIE, dtype)
 
 
 def test_gradients_equal_those_of_the_dense_evaluation():

@@ -291,7 +291,7 @@ def test_no_gene_is_highly_variable(hexagonal, unchanged, small):
 
 def test_training_that_diverges(hexagonal, unchanged, small):
     small["lr"] = 1e30
-    message = "the loss is nan at epoch 1; try a learning rate below 5e[+]29"
+    message = "the loss is nan at epoch 2; try a learning rate below 5e[+]29"
     refused(hexagonal, unchanged, FloatingPointError, message, **small)
 
 

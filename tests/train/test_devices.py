@@ -32,7 +32,7 @@ LONG = {**PAPER, "n_epochs": 400, "lr": 1e-3}
 NETWORKS = {
     "paper": (DUSTED, PAPER),
     "batches": (DUSTED, {**PAPER, "batch_size": 60, "likelihood": "nb"}),
-    "fast": (DUSTED, {**STEPS, "batch_size": 60}),
+    "fast": (DUSTED, {**STEPS, "schedule": "fast", "batch_size": 60}),
     "stagate": (STAGATE, SMALL),
     "stagate, batches": (STAGATE, {**SMALL, "batch_size": 60}),
 }
@@ -244,7 +244,9 @@ def torchrun(*command, **environment):
 
 def test_torchrun(section, folder):
     whole = st.tl.denoise(section, copy=True, **PAPER)
-    run = torchrun("-m", "stdenoise", "denoise", "in.h5ad", "out.zarr", "--no-progress", *options_of(PAPER))
+    run = torchrun(
+        "-m", "stdenoise", "denoise", "in.h5ad", "out.zarr", "--no-progress", "--dtype", "float32", *options_of(PAPER)
+    )
     printed, errors = run.communicate(timeout=120)
     assert run.returncode == 0, errors
     after = ad.read_zarr("out.zarr")
@@ -275,7 +277,18 @@ def least_memory(section):
 
 def test_torchrun_from_disk_to_disk(section, folder):
     whole = st.tl.denoise(section, copy=True, **PAPER)
-    command = ["-m", "stdenoise", "-v", "denoise", "in.h5ad", "out.zarr", "--no-progress", *options_of(PAPER)]
+    command = [
+        "-m",
+        "stdenoise",
+        "-v",
+        "denoise",
+        "in.h5ad",
+        "out.zarr",
+        "--no-progress",
+        "--dtype",
+        "float32",
+        *options_of(PAPER),
+    ]
     run = torchrun(*command, "--memory", f"{least_memory(section):.9f}", "--save-model", "network.pt")
     printed, errors = run.communicate(timeout=120)
     assert run.returncode == 0, errors
@@ -290,7 +303,7 @@ def test_torchrun_from_disk_to_disk(section, folder):
 
 
 def test_torchrun_and_a_method_without_a_network(section, folder):
-    run = torchrun("-m", "stdenoise", "denoise", "in.h5ad", "out.zarr", "--method", "gene_mean")
+    run = torchrun("-m", "stdenoise", "denoise", "in.h5ad", "out.zarr", "--method", "gene_mean", "--dtype", "float32")
     printed, errors = run.communicate(timeout=120)
     assert run.returncode == 0, errors
     assert printed.count("written  layers/gene_mean_mean") == 1

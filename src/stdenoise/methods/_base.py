@@ -136,8 +136,8 @@ class Denoiser:
         """Estimate the memory of a network and its training, and that of each spot that is worked on, both in GB."""
         raise NotImplementedError(f"{self.info.name} has no network to train.")
 
-    def training_flops(self, n_spots: int, n_genes: int, n_counts: int) -> float | None:
-        """Estimate the floating-point operations of a training; `None` where the method does not say."""
+    def training_work(self, n_spots: int, n_genes: int, n_counts: int) -> tuple[float, float] | None:
+        """Estimate a training's floating-point operations and updates of a weight; `None` where the method does not say."""
         return None
 
     def predict(self, model: Model, spots: Spots, run: Run) -> Iterator[tuple[Tensor, Denoised]]:

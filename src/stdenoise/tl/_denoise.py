@@ -187,9 +187,9 @@ def denoise(
         adata = Path(adata)
     _check_paths(adata, paths)
 
+    from stdenoise import _stream
     from stdenoise._device import resolve_device, warn_of_threads
     from stdenoise._memory import read_memory
-    from stdenoise._stream import ROUNDED
     from stdenoise.tl import _fit
     from stdenoise.tl._network import Circumstances
 
@@ -242,7 +242,7 @@ def denoise(
         seed=seed,
         progress=show_progress,
         arrays=written,
-        dtype=dtype or ("float32" if out is None else ROUNDED),
+        dtype=dtype or ("float32" if out is None else _stream.FILE_DTYPE),
     )
     provenance = {
         "method": denoiser.info.name,

@@ -19,6 +19,7 @@ from stdenoise.methods.dusted import training
 from stdenoise.methods.dusted.config import PRESETS, SCHEDULES
 from stdenoise.methods.dusted.module import DUSTEDModule, make_batch
 from stdenoise.train.run import Run
+from stdenoise.train.schedule import Outcome
 
 SMALL = {"n_hidden": 16, "n_latent": 4, "n_epochs": 5, "lr": 1e-2}
 PAPER = {**SMALL, "schedule": "paper"}
@@ -75,7 +76,7 @@ def resolved(monkeypatch, **params):
 
     def no_training(module, loss_of, **arguments):
         taken.update(arguments)
-        return {}
+        return Outcome({}, {})
 
     monkeypatch.setattr(training, "train", no_training)
     DUSTED(n_hidden=4, n_latent=2, **params).fit(spots(), seed=0, progress=False)
@@ -111,9 +112,9 @@ def test_presets_are_of_the_published_schedule(monkeypatch):
 def test_the_fast_schedule(monkeypatch):
     taken = resolved(monkeypatch, schedule="fast")
     assert (taken["lr"], taken["n_epochs"]) == (1e-3, 20)
-    assert taken["anneal"].n_steps == taken["batches"].n_steps >= 24
-    # It cannot stop before two hundred steps, about.
-    assert taken["anneal"].least * taken["anneal"].n_steps >= 190
+    assert taken["anneal"].n_steps == taken["batches"].n_steps >= 12
+    # It cannot stop on the plateau of the first hundred steps.
+    assert taken["anneal"].least * taken["anneal"].n_steps >= 96
     assert resolved(monkeypatch, schedule="fast", patience=7)["anneal"].patience == 7
 
 
@@ -263,7 +264,7 @@ def test_pooled_expression_equals_a_dense_evaluation():
 
 # -- The fast schedule -------------------------------------------------------------------------------------------------
 
-FAST = {**SMALL, "n_epochs": 8, "batch_size": 12}
+FAST = {**SMALL, "schedule": "fast", "n_epochs": 8, "batch_size": 12}
 
 
 def result_of(data, run=None, **params):
@@ -365,7 +366,7 @@ def test_the_validation_loss_is_the_mean_deviance_of_the_held_out_molecules(like
 
     monkeypatch.setattr(training, "HeldOut", Watched)
     patches = patches_of(data)
-    validation = training._Validation(patches, 12, torch.Generator().manual_seed(3))
+    validation = training._Validation(patches, 12, torch.Generator().manual_seed(3), Run())
     ((held_out, chosen),) = drawn
     config = DUSTEDConfig(**SMALL, likelihood=likelihood)
     module = DUSTEDModule(7, config, generator=torch.Generator().manual_seed(0)).double()
@@ -403,7 +404,7 @@ def test_training_sees_held_out_molecules_only_in_the_last_part(monkeypatch):
     assert 0 < n_before < len(per_epoch)
     # An epoch may be several passes.
     n_passes = per_epoch[-1] / total
-    assert n_passes in (1, 2, 3)
+    assert n_passes == int(n_passes) >= 1
     assert (per_epoch[n_before:] == n_passes * total).all()
     # A tenth of the molecules of a quarter of the spots, always the same ones.
     assert len(set(per_epoch[:n_before])) == 1

@@ -37,7 +37,7 @@ class DUSTEDConfig:
         Learning rate of Adam. `"paper"`: 1e-4 DLPFC and simulated, 2e-4 HOCWTA (paper); `"fast"`: its highest, 1e-3.
     n_epochs
         `"paper"`: 500 steps (code and paper). `"fast"`: at most 20 passes over the spots; on small sections a pass is repeated until an
-        epoch has about 24 steps.
+        epoch has about 12 steps.
     batch_size
         Spots per step: all of them with `"paper"`; with `"fast"` a 24th of them, but 128 to 2048. Memory follows it, not the number of
         spots; neither memory nor the number of devices changes what a step computes.
@@ -105,14 +105,14 @@ class Schedule:
     lr: float
     n_epochs: int
     reduction: str
-    epoch_cost: float
-    """Of an epoch, in full-batch steps, about."""
+    pass_cost: float
+    """Of a pass over the spots, in full-batch steps, about."""
 
 
 SCHEDULES: MappingProxyType[str, Schedule] = MappingProxyType(
     {
-        "paper": Schedule(lr=1e-4, n_epochs=500, reduction="published", epoch_cost=1.0),
-        "fast": Schedule(lr=1e-3, n_epochs=20, reduction="mean", epoch_cost=2.2),
+        "paper": Schedule(lr=1e-4, n_epochs=500, reduction="published", pass_cost=1.0),
+        "fast": Schedule(lr=1e-3, n_epochs=20, reduction="mean", pass_cost=2.2),
     }
 )
 

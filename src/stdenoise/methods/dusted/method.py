@@ -109,20 +109,32 @@ class DUSTED(Denoiser):
 
         config = self.config
         n_heads = 3 if config.likelihood == "zinb" else 2
-        n_weights = (1 + n_heads) * n_genes * config.n_hidden
-        if config.gene_attention:
-            n_weights += 2 * n_genes * max(1, n_genes // config.gate_reduction)
         # Of each hidden layer and head: values, gradients and what autograd keeps.
         return network_memory(
-            n_weights, n_genes, counts_per_spot, width=(5 + 2 * n_heads) * config.n_hidden, n_arrays=n_heads
+            self._n_weights(n_genes),
+            n_genes,
+            counts_per_spot,
+            width=(5 + 2 * n_heads) * config.n_hidden,
+            n_arrays=n_heads,
         )
 
-    def training_flops(self, n_spots: int, n_genes: int, n_counts: int) -> float:
-        """Estimate the operations of a training: products of the input layer and the heads, forward and backward."""
+    def training_work(self, n_spots: int, n_genes: int, n_counts: int) -> tuple[float, float]:
+        """Estimate a training's operations (products of the input layer and the heads) and updates of a weight."""
+        from stdenoise.methods.dusted.training import batch_size_of, passes_of
+
         config, schedule = self.config, SCHEDULES[self.config.schedule]
+        n_steps = -(-n_spots // (batch_size_of(config, n_spots) or n_spots))
+        n_passes = (config.n_epochs or schedule.n_epochs) * passes_of(config, n_steps)
         n_heads = 3 if config.likelihood == "zinb" else 2
         full_batch = (4 * n_counts + 6 * n_heads * n_spots * n_genes) * config.n_hidden
-        return full_batch * (config.n_epochs or schedule.n_epochs) * schedule.epoch_cost
+        return full_batch * n_passes * schedule.pass_cost, self._n_weights(n_genes) * n_steps * n_passes
+
+    def _n_weights(self, n_genes: int) -> int:
+        config = self.config
+        n_weights = (4 if config.likelihood == "zinb" else 3) * n_genes * config.n_hidden
+        if config.gene_attention:
+            n_weights += 2 * n_genes * max(1, n_genes // config.gate_reduction)
+        return n_weights
 
     def _module(self, spots: Spots, run: Run, generator: torch.Generator) -> DUSTEDModule:
         from stdenoise.methods.dusted.module import DUSTEDModule

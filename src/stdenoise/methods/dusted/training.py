@@ -24,7 +24,7 @@ _PATIENCE = 5
 # Steps of a pass, as far as the spots per step stay between two bounds: below, a patch is mostly halo.
 _STEPS, _BATCH_SIZES = 24, (128, 2048)
 # Steps between two looks at the held-out molecules, at least: of a few hundred spots a pass says little.
-_LEAST_STEPS = 24
+_LEAST_STEPS = 12
 # Passes before which the molecules that are held out do not judge: until then a network of many genes expects little more than the mean
 # of each, on a plateau, and what it would return has two components.
 _LEAST_EPOCHS = 8
@@ -136,14 +136,26 @@ def _expected(module: DUSTEDModule, batch: Batch) -> Tensor:
     return (mean * (_HELD_OUT / (1 - _HELD_OUT))).clamp_(min=_LEAST)
 
 
+def batch_size_of(config: DUSTEDConfig, n_spots: int) -> int | None:
+    """Spots per step; `None` for all of them."""
+    if config.batch_size is not None or config.schedule == "paper":
+        return config.batch_size
+    return min(max(-(-n_spots // _STEPS), _BATCH_SIZES[0]), _BATCH_SIZES[1])
+
+
+def passes_of(config: DUSTEDConfig, n_steps: int) -> int:
+    """Passes of an epoch, each of so many steps."""
+    return max(1, round(_LEAST_STEPS / n_steps)) if config.schedule == "fast" else 1
+
+
 def _feed(data: Patches, config: DUSTEDConfig, generator: torch.Generator) -> Feed[Batch]:
     per_entry = _is_per_entry(config)
-    batch_size = config.batch_size
-    if batch_size is None and config.schedule == "fast":
-        batch_size = min(max(-(-data.n_spots // _STEPS), _BATCH_SIZES[0]), _BATCH_SIZES[1])
-    least_steps = _LEAST_STEPS if config.schedule == "fast" else 1
     return Feed(
-        data, lambda patch: make_batch(patch, per_entry=per_entry), batch_size, generator, least_steps=least_steps
+        data,
+        lambda patch: make_batch(patch, per_entry=per_entry),
+        batch_size_of(config, data.n_spots),
+        generator,
+        least_steps=_LEAST_STEPS if config.schedule == "fast" else 1,
     )
 
 
