@@ -3,7 +3,7 @@
 Usage: python benchmarks/scale.py [--cells 10000 36000 100000 300000 1000000] [--passes N] [--memory 6GB] [--figure FILE]
        python benchmarks/scale.py --methods [NAME ...] --cells 36000 100000 [--limit SECONDS] [--most GB]
 
-The first form runs `stdenoise denoise big.zarr out.zarr --memory 6GB --set likelihood="nb" --set n_epochs=N` on simulated tissues, each
+The first form runs `stdenoise denoise big.zarr out.zarr --memory 6GB --set schedule=fast --set likelihood=nb --set n_epochs=N` on simulated tissues, each
 in a process of its own, and times its parts; the total has the start of Python too. Pages of mapped files count as resident memory.
 Without --passes the schedule decides how many passes it makes. With --passes, the last column says what the most passes of the schedule
 would take: the time of a pass, multiplied.
@@ -184,7 +184,7 @@ def one_size(tissue, target, passes, memory, device):
     for place, name in ((_streamed, "write_streamed"), (_fit, "_store")):
         clock.around(place, name, "writing")
     clock.around_passes(_Training)
-    settings = ["likelihood='nb'", *([f"n_epochs={passes}"] if passes else [])]
+    settings = ["schedule='fast'", "likelihood='nb'", *([f"n_epochs={passes}"] if passes else [])]
     options = [part for setting in settings for part in ("--set", setting)]
     main(
         ["-v", "denoise", tissue, target, "--memory", memory, "--device", device, "--no-progress", *options],
