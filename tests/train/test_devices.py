@@ -255,7 +255,7 @@ def test_torchrun(section, folder):
         np.testing.assert_allclose(after.layers[f"dusted_{name}"], values, rtol=1e-5, atol=1e-5 * values.max())
     # The first process speaks for all.
     assert printed.count(f"{N_SPOTS} spots x 12 genes") == 1
-    assert printed.count("written  layers/dusted_mean") == 1
+    assert printed.count("written   layers/dusted_mean") == 1
     assert {path.name for path in folder.iterdir()} == {"in.h5ad", "out.zarr"}
 
 
@@ -306,7 +306,7 @@ def test_torchrun_and_a_method_without_a_network(section, folder):
     run = torchrun("-m", "stdenoise", "denoise", "in.h5ad", "out.zarr", "--method", "gene_mean", "--dtype", "float32")
     printed, errors = run.communicate(timeout=120)
     assert run.returncode == 0, errors
-    assert printed.count("written  layers/gene_mean_mean") == 1
+    assert printed.count("written   layers/gene_mean_mean") == 1
     assert "gene_mean_mean" in ad.read_zarr("out.zarr").layers
 
 
