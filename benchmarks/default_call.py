@@ -9,8 +9,8 @@ FOLDER has the sections as .h5ad: raw counts in X, coordinates in obsm["spatial"
     st.pp.spatial_graph(adata)
     st.tl.denoise(adata, method="dusted")
 
-on all genes and all molecules, and `st.metrics.held_out` on the same section. A line is added to OUT.jsonl for each; what is there
-already is not run again. Then the table is printed.
+on all genes and all molecules, and then `st.metrics.held_out` on the same section, which trains once more. Each of the two adds a line
+to OUT.jsonl; what is there already is not run again. Then the table is printed.
 
 Reported: the processor seconds of `tl.denoise`; the share of variance of the first two principal components of log1p of counts per
 10 000, and the effective rank, exp(entropy) of the shares of the first 50; the share of marker genes whose mean is still highest in
@@ -81,28 +81,34 @@ def markers(raw, regions):
     return found
 
 
-def unit(path, method, seed, *, held_out):
+def load(path):
     import anndata
 
     import stdenoise as st
 
-    name, params = METHODS[method]
     adata = anndata.read_h5ad(path)
     adata.var_names_make_unique()
     st.pp.spatial_graph(adata)
+    return adata
+
+
+def denoised(adata, method, seed):
+    import stdenoise as st
+
+    name, params = METHODS[method]
     start = time.process_time()
     st.tl.denoise(adata, method=name, seed=seed, progress=False, **params)
     row = {"seconds": time.process_time() - start, "spots": adata.n_obs, "genes": adata.n_vars}
     record = adata.uns[name]
     row["epochs"] = len(record["history"].get("loss", []))
     counts = np.asarray(adata.X.todense()) if method == "raw" else adata.layers[f"{name}_mean"]
-    denoised = log_normalized(counts)
-    row["first two"], row["effective rank"] = map(float, spectrum(denoised))
+    expression = log_normalized(counts)
+    row["first two"], row["effective rank"] = map(float, spectrum(expression))
     if "region" in adata.obs:
         table = st.metrics.clustering(adata, "region", layer=None if method == "raw" else name, n_runs=3)
         row["ari"] = float(table["ari"].mean())
         raw = pd.DataFrame(log_normalized(adata.X.todense()), adata.obs_names, adata.var_names)
-        after = pd.DataFrame(denoised, adata.obs_names, adata.var_names)
+        after = pd.DataFrame(expression, adata.obs_names, adata.var_names)
         regions = adata.obs["region"]
         means = after.groupby(regions, observed=True).mean()
         found = markers(raw, regions)
@@ -112,10 +118,19 @@ def unit(path, method, seed, *, held_out):
                 row[gene] = str(means[gene].idxmax())
         if set(LAYER_GENES) <= set(means):
             row["r"] = float(np.corrcoef(after["PCP4"], after["ENC1"])[0, 1])
-    if held_out:
-        score = st.metrics.held_out(adata, name, seed=seed, progress=False, **params)
-        row["deviance"], row["explained"] = (float(score[key].item()) for key in ("poisson_deviance", "explained"))
     return row
+
+
+def held_out(adata, method, seed):
+    import stdenoise as st
+
+    name, params = METHODS[method]
+    score = st.metrics.held_out(adata, name, seed=seed, progress=False, **params)
+    return {"deviance": float(score["poisson_deviance"].item()), "explained": float(score["explained"].item())}
+
+
+# What is measured of a unit, and the field that tells that it was.
+PARTS = {"epochs": denoised, "explained": held_out}
 
 
 def table(rows):
@@ -124,7 +139,7 @@ def table(rows):
     digits = (0, 3, 2, 2, 3, 4)
     print("| section | method | seeds | epochs | " + " | ".join([*names, *LAYER_GENES]) + " |")
     print("|---|---|---:|---:|" + "---:|" * len(names) + "---|" * len(LAYER_GENES))
-    frame = pd.DataFrame(rows)
+    frame = pd.DataFrame(rows).groupby(["section", "method", "seed"], sort=False).first().reset_index()
     for section in dict.fromkeys(frame["section"]):
         for method in METHODS:
             part = frame[(frame["section"] == section) & (frame["method"] == method)]
@@ -154,18 +169,20 @@ def main():
     args = parser.parse_args()
     warnings.simplefilter("ignore")
     rows = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.exists() else []
-    done = {(row["section"], row["method"], row["seed"]) for row in rows}
+    done = {(row["section"], row["method"], row["seed"], part) for row in rows for part in PARTS if part in row}
+    parts = ["epochs", "explained"] if args.held_out else ["epochs"]
     for method in [] if args.table else args.methods:
-        for section in args.sections:
+        for name in args.sections:
             for seed in args.seeds[:1] if method in DETERMINISTIC else args.seeds:
-                if (section, method, seed) in done:
-                    continue
-                print(section, method, seed, file=sys.stderr, flush=True)
-                row = {"section": section, "method": method, "seed": seed}
-                row |= unit(args.folder / f"{section}.h5ad", method, seed, held_out=args.held_out)
-                rows.append(row)
-                with args.out.open("a") as file:
-                    file.write(json.dumps(row) + "\n")
+                for part in parts:
+                    if (name, method, seed, part) in done:
+                        continue
+                    print(name, method, seed, file=sys.stderr, flush=True)
+                    row = {"section": name, "method": method, "seed": seed}
+                    row |= PARTS[part](load(args.folder / f"{name}.h5ad"), method, seed)
+                    rows.append(row)
+                    with args.out.open("a") as file:
+                        file.write(json.dumps(row) + "\n")
     table(rows)
 
 
