@@ -36,10 +36,10 @@ def run_ours(matrix, n_pca, seed):
 
     import torch
 
-    from stdenoise._context import Context
-    from stdenoise._spots import make_spots
-    from stdenoise.graph.csr import to_csr_tensor
+    from stdenoise._io.read import make_spots
     from stdenoise.methods.magic import MAGIC
+    from stdenoise.spatial.context import Context
+    from stdenoise.spatial.graph import to_csr_tensor
 
     genes = [str(number) for number in range(matrix.shape[1])]
     spots = make_spots(matrix, genes, positions=None, context=Context(), device=torch.device("cpu"))

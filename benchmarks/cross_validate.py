@@ -16,7 +16,7 @@ from pathlib import Path
 import anndata as ad
 
 import stdenoise as st
-from stdenoise._highly_variable import mark_highly_variable
+from stdenoise.pp._highly_variable import mark_highly_variable
 
 METHODS = {
     "neighbor_mean": ("neighbours, 2 hops", {"n_hops": 2}),

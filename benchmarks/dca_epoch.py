@@ -43,11 +43,11 @@ def model(likelihood):
 def ours(likelihood, n_epochs):
     import torch
 
-    from stdenoise._context import Context
-    from stdenoise._patches import Patches
-    from stdenoise._spots import make_spots
+    from stdenoise._io.read import make_spots
     from stdenoise.methods.dca.batches import Batches, standardization
+    from stdenoise.spatial.context import Context
     from stdenoise.train.loop import train
+    from stdenoise.train.patches import Patches
     from stdenoise.train.run import Run
 
     counts, _, _, _ = tissue()

@@ -49,11 +49,11 @@ def patches(device, n_hops):
     """The tissue, of which one patch holds all."""
     import torch
 
-    from stdenoise._context import Context
-    from stdenoise._patches import Patches
-    from stdenoise._spots import make_spots
-    from stdenoise.graph.csr import SpatialGraph
-    from stdenoise.graph.radius import auto_radius_edges
+    from stdenoise._io.read import make_spots
+    from stdenoise.spatial.context import Context
+    from stdenoise.spatial.graph import SpatialGraph
+    from stdenoise.spatial.radius import auto_radius_edges
+    from stdenoise.train.patches import Patches
 
     counts, _, _, xy = tissue()
     graph = SpatialGraph.from_scipy(auto_radius_edges(xy, 6.0).distances, device=device)
@@ -91,7 +91,7 @@ def plain(likelihood, device):
     from torch_geometric.nn import MessagePassing
     from torch_geometric.utils import softmax
 
-    from stdenoise.graph.radius import auto_radius_edges
+    from stdenoise.spatial.radius import auto_radius_edges
 
     class Attention(MessagePassing):
         def __init__(self, n_in, n_out, weight=None):

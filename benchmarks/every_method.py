@@ -23,7 +23,7 @@ def one(path, n_top_genes, name):
     import anndata as ad
 
     import stdenoise as st
-    from stdenoise._highly_variable import mark_highly_variable
+    from stdenoise.pp._highly_variable import mark_highly_variable
 
     adata = ad.read_h5ad(path)
     genes = None

@@ -23,8 +23,8 @@ import scanpy as sc
 from sklearn.metrics import adjusted_rand_score
 
 import stdenoise as st
-from stdenoise import _clusters
-from stdenoise.scores.mixture import fit_mixture
+from stdenoise.stats import clusters as _clusters
+from stdenoise.stats.mixture import fit_mixture
 
 SEEDS = range(5)
 STARTS = (1, 2, 10)

@@ -167,8 +167,8 @@ class Clock:
 
 def one_size(tissue, target, passes, memory, device):
     from stdenoise import pp
-    from stdenoise._source import Source
-    from stdenoise.cli import main
+    from stdenoise.__main__ import main
+    from stdenoise._io.section import Source
     from stdenoise.methods import DUSTED
     from stdenoise.tl import _fit, _streamed
     from stdenoise.train.loop import _Training
@@ -363,7 +363,7 @@ def main():
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--figure", type=Path)
     args = parser.parse_args()
-    from stdenoise._memory import free_gb
+    from stdenoise._base.memory import free_gb
 
     args.most = args.most or 0.8 * free_gb("cpu")
     import torch

@@ -43,9 +43,9 @@ def plain(device):
     import torch
     import torch.nn.functional as F
 
-    from stdenoise.graph.radius import auto_radius_edges
     from stdenoise.methods.stagate import STAGATEConfig
     from stdenoise.methods.stagate.module import STAGATEModule
+    from stdenoise.spatial.radius import auto_radius_edges
 
     _, lognorm, _, xy = tissue()
     edges = auto_radius_edges(xy, 6.0).distances.tocoo()

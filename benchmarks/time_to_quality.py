@@ -29,7 +29,7 @@ def read(path):
     import anndata
 
     import stdenoise as st
-    from stdenoise._highly_variable import mark_highly_variable
+    from stdenoise.pp._highly_variable import mark_highly_variable
 
     adata = anndata.read_h5ad(path)
     adata.var_names_make_unique()
@@ -43,7 +43,7 @@ def read(path):
 
 def measure(adata, genes, params, *, seed, device):
     import stdenoise as st
-    from stdenoise._trial import read_trial
+    from stdenoise.methods._trial import read_trial
 
     method = st.methods.DUSTED(**params)
     whole = read_trial(

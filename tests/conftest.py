@@ -12,7 +12,7 @@ import pytest
 from scipy import sparse
 
 import stdenoise as st
-from stdenoise import _stream
+from stdenoise._io import rows as _stream
 
 os.environ.setdefault("MPLBACKEND", "agg")
 

@@ -14,7 +14,8 @@ import pytest
 from click.testing import CliRunner
 
 import stdenoise as st
-from stdenoise import _files, cli
+from stdenoise import __main__ as cli
+from stdenoise._base import files as _files
 
 FAST = ["--set", "n_hidden=8", "--set", "n_latent=3", "--set", "n_epochs=3", "--set", "lr=0.01"]
 

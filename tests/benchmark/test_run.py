@@ -12,8 +12,9 @@ import pandas as pd
 import pytest
 
 import stdenoise as st
-from stdenoise import _files, benchmark, metrics
-from stdenoise._memory import peak_gb
+from stdenoise import benchmark, metrics
+from stdenoise._base import files as _files
+from stdenoise._base.memory import peak_gb
 from stdenoise.benchmark import _pool, _store, _work
 from stdenoise.benchmark._run import estimate_gb
 from stdenoise.methods.baselines import GeneMean
@@ -149,7 +150,7 @@ def test_a_worker_ends_with_its_parent(config, tmp_path):
     # Would take a day.
     slow = {"name": "dusted", "params": {"schedule": "paper", "n_epochs": 10**7}}
     from stdenoise.benchmark._config import read_config
-    from stdenoise.benchmark._plan import job_of
+    from stdenoise.benchmark._units import job_of
 
     [unit, *_] = read_config(config | {"methods": [slow]}).units()
     worker = _pool.Worker(job_of(unit, "cpu"), tmp_path, 1)

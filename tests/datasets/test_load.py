@@ -13,7 +13,7 @@ import pytest
 
 import stdenoise as st
 from stdenoise.datasets import _load
-from stdenoise.datasets._registry import Entry
+from stdenoise.datasets._catalog import Entry
 
 POSITIONS = "x\ty\tpixel_x\tpixel_y\n1\t2\t10\t20\n2\t2\t20\t20\n"
 FILES = {

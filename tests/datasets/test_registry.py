@@ -6,8 +6,8 @@ import pandas as pd
 import pytest
 
 import stdenoise as st
+from stdenoise.datasets._catalog import entries
 from stdenoise.datasets._readers import READERS
-from stdenoise.datasets._registry import entries
 
 ALL = [entry for sections in entries().values() for entry in sections.values()]
 

@@ -8,10 +8,10 @@ from hypothesis import strategies as some
 from scipy import sparse
 
 import stdenoise as st
-from stdenoise._context import Context
-from stdenoise._expression import lognorm
-from stdenoise._spots import make_spots
+from stdenoise._io.expression import lognorm
+from stdenoise._io.read import make_spots
 from stdenoise.methods.alra import ALRA
+from stdenoise.spatial.context import Context
 
 CPU = torch.device("cpu")
 

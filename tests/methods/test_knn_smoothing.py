@@ -10,10 +10,10 @@ from scipy.spatial.distance import cdist
 from sklearn.decomposition import PCA
 
 import stdenoise as st
-from stdenoise._context import Context
-from stdenoise._random import torch_generator
-from stdenoise._spots import make_spots
+from stdenoise._base.random import torch_generator
+from stdenoise._io.read import make_spots
 from stdenoise.methods.knn_smoothing import KNNSmoothing, freeman_tukey, pool, similar
+from stdenoise.spatial.context import Context
 
 
 def spots_of(counts):
@@ -85,7 +85,7 @@ def test_dither_changes_the_choice_a_little():
 
 
 def test_dither_is_uniform_over_its_share_of_the_range(monkeypatch):
-    from stdenoise.graph import neighbors
+    from stdenoise.spatial import neighbors
 
     seen = []
     monkeypatch.setattr(neighbors, "nearest_neighbors", lambda scores, k, **_: seen.append(scores) or (None, None))

@@ -11,11 +11,11 @@ from scipy.spatial.distance import cdist
 from sklearn.decomposition import PCA
 
 import stdenoise as st
-from stdenoise._context import Context
-from stdenoise._expression import lognorm
-from stdenoise._spots import make_spots
-from stdenoise.graph.diffusion import diffusion_operator
+from stdenoise._io.expression import lognorm
+from stdenoise._io.read import make_spots
 from stdenoise.methods.magic import MAGIC, enough_steps
+from stdenoise.spatial.context import Context
+from stdenoise.stats.diffusion import diffusion_operator
 
 
 def spots_of(counts):

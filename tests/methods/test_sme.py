@@ -10,10 +10,8 @@ from scipy.spatial.distance import cdist
 from sklearn.decomposition import PCA
 
 import stdenoise as st
-from stdenoise._context import Context
-from stdenoise._expression import lognorm
-from stdenoise._spots import make_spots
-from stdenoise.graph.csr import SpatialGraph, to_csr_tensor
+from stdenoise._io.expression import lognorm
+from stdenoise._io.read import make_spots
 from stdenoise.methods.sme import (
     SME,
     adjust,
@@ -25,6 +23,8 @@ from stdenoise.methods.sme import (
     similarity,
     spot_distance,
 )
+from stdenoise.spatial.context import Context
+from stdenoise.spatial.graph import SpatialGraph, to_csr_tensor
 
 
 def spots_of(counts, coordinates, features=None, libraries=None):

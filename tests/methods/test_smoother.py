@@ -10,11 +10,11 @@ from scipy.spatial.distance import cdist
 from sklearn.decomposition import PCA
 
 import stdenoise as st
-from stdenoise._context import Context
-from stdenoise._expression import lognorm
-from stdenoise._random import torch_generator
-from stdenoise._spots import make_spots
+from stdenoise._base.random import torch_generator
+from stdenoise._io.expression import lognorm
+from stdenoise._io.read import make_spots
 from stdenoise.methods.smoother import Smoother, edge_weights, precision
+from stdenoise.spatial.context import Context
 
 # Values of rho for which every prior is positive definite.
 PRIORS = {"icar": 0.9, "isar": 0.9, "car": 0.1, "sar": 0.1}

@@ -9,13 +9,13 @@ from hypothesis import strategies as some
 from scipy import sparse
 
 import stdenoise as st
-from stdenoise._context import Context
-from stdenoise._patches import Patches
-from stdenoise._spots import collect, make_spots
-from stdenoise.graph.csr import SpatialGraph
+from stdenoise._io.read import collect, make_spots
 from stdenoise.methods.stagate import STAGATE, STAGATEConfig
 from stdenoise.methods.stagate.module import STAGATEModule, make_batch
+from stdenoise.spatial.context import Context
+from stdenoise.spatial.graph import SpatialGraph
 from stdenoise.train.loop import train
+from stdenoise.train.patches import Patches
 from stdenoise.train.run import Run
 
 SMALL = {"n_hidden": 8, "n_latent": 3, "n_epochs": 5, "lr": 1e-2}

@@ -5,9 +5,9 @@ import pandas as pd
 import pytest
 from sklearn.decomposition import PCA
 
-from stdenoise import _clusters
 from stdenoise.datasets import tissue
 from stdenoise.metrics._clustering import clustering
+from stdenoise.stats import clusters as _clusters
 
 COLUMNS = [
     *("seed", "ari", "nmi", "homogeneity", "completeness", "accuracy"),

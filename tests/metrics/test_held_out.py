@@ -3,7 +3,7 @@ import pytest
 from sklearn.metrics import mean_poisson_deviance
 
 import stdenoise as st
-from stdenoise.scores.deviance import thin
+from stdenoise.stats.deviance import thin
 
 
 def test_a_denoiser_beats_the_gene_mean_where_there_are_regions():

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 import stdenoise as st
-from stdenoise._expression import lognorm
-from stdenoise.scores.masking import draw_mask
+from stdenoise._io.expression import lognorm
+from stdenoise.stats.masking import draw_mask
 
 
 def test_scores_are_those_of_a_computation_by_hand(irregular):

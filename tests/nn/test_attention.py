@@ -7,8 +7,8 @@ from torch.autograd import gradcheck
 from torch_geometric.nn import MessagePassing
 from torch_geometric.utils import softmax
 
-from stdenoise.graph.csr import SpatialGraph
 from stdenoise.nn.attention import GraphAttention, attention_weights, xavier_normal
+from stdenoise.spatial.graph import SpatialGraph
 
 
 class PlainAttention(MessagePassing):

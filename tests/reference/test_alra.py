@@ -7,10 +7,10 @@ import pytest
 import torch
 from scipy import sparse
 
-from stdenoise._expression import lognorm
-from stdenoise.graph.csr import to_csr_tensor
+from stdenoise._io.expression import lognorm
 from stdenoise.methods.alra import ALRA
-from stdenoise.nn.lowrank import truncated_svd
+from stdenoise.spatial.graph import to_csr_tensor
+from stdenoise.stats.lowrank import truncated_svd
 
 COUNTS = np.array(
     [

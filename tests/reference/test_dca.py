@@ -5,13 +5,13 @@ import pytest
 import torch
 from scipy import sparse
 
-from stdenoise._context import Context
-from stdenoise._patches import Patches
-from stdenoise._spots import Spots, make_spots
+from stdenoise._io.read import Spots, make_spots
 from stdenoise.methods.dca import DCA, DCAConfig
 from stdenoise.methods.dca.batches import Batches, standardization
 from stdenoise.methods.dca.module import DCAModule
 from stdenoise.nn.counts import activate
+from stdenoise.spatial.context import Context
+from stdenoise.train.patches import Patches
 
 DTYPES = [torch.float64, torch.float32]
 # The published numbers are in single precision: the last of their seven digits is not certain.

@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from scipy import sparse
 
-from stdenoise.graph.csr import SpatialGraph, aggregate
 from stdenoise.methods.dusted.config import DUSTEDConfig
 from stdenoise.methods.dusted.module import Batch, DUSTEDModule
 from stdenoise.nn.counts import activate, count_blocks, count_loss_
+from stdenoise.spatial.graph import SpatialGraph, aggregate
 from stdenoise.train.loop import train
 from stdenoise.train.run import Run
 

@@ -4,11 +4,11 @@ import pytest
 import torch
 from scipy import sparse
 
-from stdenoise._context import Context
-from stdenoise._random import torch_generator
-from stdenoise._spots import make_spots
+from stdenoise._base.random import torch_generator
+from stdenoise._io.read import make_spots
 from stdenoise.methods.knn_smoothing import KNNSmoothing, freeman_tukey, similar
-from stdenoise.nn.lowrank import principal_components
+from stdenoise.spatial.context import Context
+from stdenoise.stats.lowrank import principal_components
 
 # Rows are genes here, as in the authors' layout.
 X = [[5, 4, 0, 1, 0, 6], [0, 1, 7, 6, 2, 0], [3, 2, 1, 0, 9, 2], [1, 0, 4, 5, 1, 0], [2, 3, 0, 0, 3, 8]]

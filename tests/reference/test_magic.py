@@ -5,11 +5,11 @@ import pytest
 import torch
 from scipy import sparse
 
-from stdenoise._context import Context
-from stdenoise._spots import make_spots
-from stdenoise.graph.csr import to_csr_tensor
-from stdenoise.graph.diffusion import adaptive_kernel, diffuse_, diffusion_operator
+from stdenoise._io.read import make_spots
 from stdenoise.methods.magic import MAGIC, enough_steps
+from stdenoise.spatial.context import Context
+from stdenoise.spatial.graph import to_csr_tensor
+from stdenoise.stats.diffusion import adaptive_kernel, diffuse_, diffusion_operator
 
 X = torch.tensor(
     [[1, 0, 2, 0], [1.5, 0.5, 1, 0], [0, 3, 0, 1], [0.2, 2.5, 0, 2], [4, 0, 0, 1], [3, 1, 0.5, 0]], dtype=torch.float64

@@ -5,9 +5,9 @@ import pytest
 import torch
 from scipy import sparse
 
-from stdenoise.graph.csr import SpatialGraph, to_csr_tensor
-from stdenoise.graph.neighbors import neighborhoods
 from stdenoise.methods.sme import adjust, average, most_similar, similarity
+from stdenoise.spatial.graph import SpatialGraph, to_csr_tensor
+from stdenoise.spatial.neighbors import neighborhoods
 
 ARRAY = np.array([(0, 0), (0, 2), (0, 4), (1, 1), (1, 3), (2, 2), (4, 6)], dtype=float)
 PIXELS = torch.tensor(ARRAY * [17.320508, 10])

@@ -5,11 +5,11 @@ import pytest
 import torch
 from scipy import sparse
 
-from stdenoise._random import torch_generator
-from stdenoise._spots import Spots
-from stdenoise.graph.csr import to_csr_tensor
-from stdenoise.graph.solve import conjugate_gradients
+from stdenoise._base.random import torch_generator
+from stdenoise._io.read import Spots
 from stdenoise.methods.smoother import Smoother, edge_weights, precision
+from stdenoise.spatial.graph import to_csr_tensor
+from stdenoise.stats.solve import conjugate_gradients
 
 COORDINATES = [[0, 0], [1, 0], [0, 1.1], [1.2, 1], [2.3, 2]]
 Y = [[2.0, 0], [1, 1], [0, 3], [4, 0], [1, 2]]

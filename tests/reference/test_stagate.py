@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from scipy import sparse
 
-from stdenoise.graph.csr import SpatialGraph
 from stdenoise.methods.stagate import STAGATEConfig
 from stdenoise.methods.stagate.module import Batch, STAGATEModule
 from stdenoise.nn.attention import GraphAttention
+from stdenoise.spatial.graph import SpatialGraph
 from stdenoise.train.loop import train
 from stdenoise.train.run import Run
 

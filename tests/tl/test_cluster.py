@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from sklearn.metrics import adjusted_rand_score
 
-from stdenoise import _clusters
 from stdenoise.datasets import tissue
-from stdenoise.scores.labels import refine_labels
+from stdenoise.stats import clusters as _clusters
+from stdenoise.stats.labels import refine_labels
 from stdenoise.tl._cluster import cluster
 
 

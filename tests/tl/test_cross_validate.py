@@ -39,7 +39,7 @@ def test_noise_is_better_not_denoised(section):
     noise = section.copy()
     import numpy as np
 
-    from stdenoise.scores.nulls import redraw
+    from stdenoise.stats.nulls import redraw
 
     noise.X = redraw(section.X, np.random.default_rng(0))
     table = st.tl.cross_validate(noise, ["neighbor_mean", "poisson_factorization"], n_splits=1)

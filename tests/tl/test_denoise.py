@@ -12,7 +12,7 @@ import torch
 from scipy import sparse
 
 import stdenoise as st
-from stdenoise._spots import Denoised, read_spots
+from stdenoise._io.read import Denoised, read_spots
 from stdenoise.methods import Denoiser, DUSTEDConfig, MethodInfo, _registry
 
 CPU = torch.device("cpu")

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import stdenoise as st
-from stdenoise._spots import Denoised, make_spots
-from stdenoise._trial import read_trial
+from stdenoise._io.read import Denoised, make_spots
+from stdenoise.methods._trial import read_trial
 from stdenoise.tl._soundness import Soundness
 from stdenoise.train.run import Run
 

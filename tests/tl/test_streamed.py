@@ -19,12 +19,13 @@ from click.testing import CliRunner
 from scipy import sparse
 
 import stdenoise as st
-from stdenoise import _stream, cli
-from stdenoise._context import Context
-from stdenoise._plan import Plan, Size, make_plan
+from stdenoise import __main__ as cli
+from stdenoise._io import rows as _stream
 from stdenoise.methods import DUSTED
 from stdenoise.methods.dusted.module import DUSTEDModule
+from stdenoise.spatial.context import Context
 from stdenoise.tl import _fit, _streamed
+from stdenoise.tl._plan import Plan, Size, make_plan
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Writing zarr v2 data:UserWarning", "ignore:zarr v3 autosharding:UserWarning"),
@@ -264,7 +265,7 @@ def test_a_path_needs_no_dask(on_disk, tmp_path):
 import sys
 sys.modules["dask"] = None
 import stdenoise as st
-from stdenoise._plan import Plan
+from stdenoise.tl._plan import Plan
 from stdenoise.tl import _fit
 import torch
 _fit.make_plan = lambda *_, **__: Plan(70, True, torch.device("cpu"), {{}}, 1.0)
@@ -592,7 +593,7 @@ def test_a_disk_that_is_full_when_the_zarr_is_written(failing, monkeypatch, para
 
 
 def test_a_disk_that_is_full_when_the_section_is_copied(failing, monkeypatch):
-    from stdenoise._source import Source
+    from stdenoise._io.section import Source
 
     def half(self, path):
         path.mkdir()

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import stdenoise as st
-from stdenoise._spots import collect, read_spots
+from stdenoise._io.read import collect, read_spots
 from stdenoise.methods import DCA, DUSTED, STAGATE
 from stdenoise.methods._base import Model
 from stdenoise.train import loop
@@ -260,7 +260,7 @@ def test_torchrun(section, folder):
 
 
 def least_memory(section):
-    from stdenoise._plan import Size, make_plan
+    from stdenoise.tl._plan import Size, make_plan
 
     low, high = 0.0, 10.0
     while high - low > 1e-8:

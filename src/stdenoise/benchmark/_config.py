@@ -10,12 +10,12 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from stdenoise._random import check_seed
-from stdenoise._validate import check_choice, near_match
+from stdenoise._base.checks import check_choice, near_match
+from stdenoise._base.random import check_seed
 from stdenoise.benchmark._metrics import METRICS, check_args
-from stdenoise.benchmark._plan import Dataset, Method, Metric, Plan, matches
 from stdenoise.benchmark._problems import Problems
 from stdenoise.benchmark._sources import expand
+from stdenoise.benchmark._units import Dataset, Method, Metric, Plan, matches
 from stdenoise.methods._registry import make_method
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from stdenoise import metrics
-from stdenoise._validate import near_match
+from stdenoise._base.checks import near_match
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import IO
 
-from stdenoise._device import usable_cores
+from stdenoise._base.device import usable_cores
 from stdenoise.benchmark import _work
 from stdenoise.benchmark._store import disk_full
 from stdenoise.benchmark._work import DONE, FAILURE, NO_SPACE, Job

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from stdenoise._validate import near_match
+from stdenoise._base.checks import near_match
 
 
 @dataclass

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stdenoise.benchmark._metrics import better
-from stdenoise.benchmark._plan import matches, slug
 from stdenoise.benchmark._results import failures, read_plan, results
 from stdenoise.benchmark._store import write_bytes
 from stdenoise.benchmark._tables import cell, in_order, markdown, mean_ranks, not_better, number, score_table
+from stdenoise.benchmark._units import matches, slug
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -7,13 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stdenoise._device import resolve_device
-from stdenoise._memory import read_memory
-from stdenoise._paths import check_paths
-from stdenoise._settings import settings
-from stdenoise._validate import check_number
+from stdenoise._base.checks import check_number
+from stdenoise._base.device import resolve_device
+from stdenoise._base.memory import read_memory
+from stdenoise._base.paths import check_paths
+from stdenoise._base.settings import settings
 from stdenoise.benchmark._config import read_config
-from stdenoise.benchmark._plan import Plan, Unit, job_of, preparation_of
 from stdenoise.benchmark._pool import do_all
 from stdenoise.benchmark._results import results
 from stdenoise.benchmark._store import (
@@ -27,6 +26,7 @@ from stdenoise.benchmark._store import (
     read_json,
     write_json,
 )
+from stdenoise.benchmark._units import Plan, Unit, job_of, preparation_of
 from stdenoise.benchmark._work import Job, fail
 
 if TYPE_CHECKING:

@@ -9,12 +9,14 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stdenoise import _files, _keys, datasets, pp
-from stdenoise._highly_variable import mark_highly_variable
-from stdenoise._keys import GraphKeys
-from stdenoise._validate import check_choice, check_number, lookup, near_match
-from stdenoise.benchmark._plan import Dataset
+from stdenoise import datasets, pp
+from stdenoise._base import files as _files
+from stdenoise._base import keys as _keys
+from stdenoise._base.checks import check_choice, check_number, lookup, near_match
+from stdenoise._base.keys import GraphKeys
 from stdenoise.benchmark._problems import Problems
+from stdenoise.benchmark._units import Dataset
+from stdenoise.pp._highly_variable import mark_highly_variable
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stdenoise import _files, _keys, tl
-from stdenoise._memory import peak_gb
+from stdenoise import tl
+from stdenoise._base import files as _files
+from stdenoise._base import keys as _keys
+from stdenoise._base.memory import peak_gb
 from stdenoise.benchmark import _sources
 from stdenoise.benchmark._metrics import KEY, measure
-from stdenoise.benchmark._plan import FIT
 from stdenoise.benchmark._store import (
     DATASETS,
     FAILED,
@@ -27,6 +28,7 @@ from stdenoise.benchmark._store import (
     is_disk_full,
     write_json,
 )
+from stdenoise.benchmark._units import FIT
 from stdenoise.methods._registry import make_method
 
 if TYPE_CHECKING:
@@ -44,7 +46,7 @@ def perform(job: Job, folder: Path, *, isolated: bool) -> int:
     Parameters
     ----------
     job
-        See `stdenoise.benchmark._plan.job_of` and `preparation_of`.
+        See `stdenoise.benchmark._units.job_of` and `preparation_of`.
     folder
         Folder of the benchmark.
     isolated

@@ -8,10 +8,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stdenoise import _files
-from stdenoise._validate import check_choice
+from stdenoise._base import files as _files
+from stdenoise._base.checks import check_choice
+from stdenoise.datasets._catalog import Entry, entries
 from stdenoise.datasets._readers import READERS
-from stdenoise.datasets._registry import Entry, entries
 
 if TYPE_CHECKING:
     import pandas as pd

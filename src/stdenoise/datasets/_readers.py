@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from stdenoise import _keys
+from stdenoise._base import keys as _keys
 
 if TYPE_CHECKING:
     import pandas as pd

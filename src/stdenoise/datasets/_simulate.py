@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stdenoise import _keys
-from stdenoise._random import check_seed
-from stdenoise._validate import check_choice, check_number
+from stdenoise._base import keys as _keys
+from stdenoise._base.checks import check_choice, check_number
+from stdenoise._base.random import check_seed
 from stdenoise.datasets._dropout import EDGE_MODES, SETTINGS, drop_out, dropout_rates
 from stdenoise.datasets._kinetics import Kinetics, true_counts
 from stdenoise.datasets._patterns import EXTENT, PATTERNS, lay_out, type_sizes

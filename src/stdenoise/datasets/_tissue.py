@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from stdenoise._random import check_seed
-from stdenoise._validate import check_number
+from stdenoise._base.checks import check_number
+from stdenoise._base.random import check_seed
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -37,6 +37,6 @@ def denoised(adata: AnnData, key: str = "dusted") -> AnnData:
     >>> list(st.get.denoised(adata).var_names)
     ['gene0', 'gene3']
     """
-    from stdenoise._results import read_denoised
+    from stdenoise._io.write import read_denoised
 
     return read_denoised(adata, key)

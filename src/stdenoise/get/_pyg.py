@@ -6,8 +6,8 @@ import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from stdenoise import _keys
-from stdenoise._validate import check_anndata, check_unique_genes, read_coordinates
+from stdenoise._base import keys as _keys
+from stdenoise._base.checks import check_anndata, check_unique_genes, read_coordinates
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -60,8 +60,9 @@ def pyg(
     import torch
     from torch_geometric.data import Data
 
-    from stdenoise import _context, _spots
-    from stdenoise.graph.csr import SpatialGraph
+    from stdenoise._io import read as _spots
+    from stdenoise.spatial import context as _context
+    from stdenoise.spatial.graph import SpatialGraph
 
     check_anndata(adata)
     check_unique_genes(adata)

@@ -6,12 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from stdenoise._validate import check_choice, near_match
+from stdenoise._base.checks import check_choice, near_match
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from stdenoise._spots import Denoised, Spots
+    from stdenoise._io.read import Denoised, Spots
     from stdenoise.train.run import Run
 
 Config = TypeVar("Config")
@@ -121,7 +121,7 @@ class Denoiser:
         progress
             Show a progress bar on standard error.
         """
-        from stdenoise._spots import collect
+        from stdenoise._io.read import collect
         from stdenoise.train.run import Run
 
         run = Run(seed=seed, progress=progress)

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
-from stdenoise._validate import check_choice
+from stdenoise._base.checks import check_choice
 from stdenoise.methods._base import Denoiser
 from stdenoise.methods.alra import ALRA
 from stdenoise.methods.baselines import GeneMean, NeighborMean, PCAReconstruction, PoissonFactorization, Raw

@@ -6,8 +6,8 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from stdenoise._random import torch_generator
-from stdenoise._validate import check_choice, check_number
+from stdenoise._base.checks import check_choice, check_number
+from stdenoise._base.random import torch_generator
 from stdenoise.methods._base import Denoiser, MethodInfo
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from stdenoise._spots import Denoised, Spots
+    from stdenoise._io.read import Denoised, Spots
 
 logger = logging.getLogger("stdenoise")
 
@@ -115,9 +115,9 @@ class ALRA(Denoiser):
         """Return the completed matrix, the scores of the spots and the singular values."""
         import torch
 
-        from stdenoise._spots import Denoised
-        from stdenoise.graph.csr import select_rows
-        from stdenoise.nn.lowrank import truncated_svd
+        from stdenoise._io.read import Denoised
+        from stdenoise.spatial.graph import select_rows
+        from stdenoise.stats.lowrank import truncated_svd
 
         # Empty spots have no part in the quantiles; where all are empty, so is the result.
         lognorm = spots.lognorm
@@ -151,7 +151,7 @@ class ALRA(Denoiser):
 
     def _choose_rank(self, observed: Tensor, generator: torch.Generator) -> tuple[int, Tensor | None]:
         """Return the last rank after which the singular values fall by more than noise does, and those values."""
-        from stdenoise.nn.lowrank import truncated_svd
+        from stdenoise.stats.lowrank import truncated_svd
 
         n_components = min(self.config.n_components, min(observed.shape) - 1)
         if n_components < 5:
@@ -177,7 +177,7 @@ class ALRA(Denoiser):
         """Yield blocks of genes, and the completed values of each, shape `(n_genes_of_block, n_spots)`."""
         import torch
 
-        from stdenoise.graph.csr import select_rows, transpose_csr
+        from stdenoise.spatial.graph import select_rows, transpose_csr
 
         by_gene = transpose_csr(observed)
         n_genes, n_spots = by_gene.shape

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from stdenoise._random import torch_generator
-from stdenoise._validate import check_number
+from stdenoise._base.checks import check_number
+from stdenoise._base.random import torch_generator
 from stdenoise.methods._base import Denoiser, MethodInfo
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from stdenoise._spots import Denoised, Spots
+    from stdenoise._io.read import Denoised, Spots
 
 
 # Updates between two looks at the deviance.
@@ -114,7 +114,7 @@ class Raw(Denoiser):
 
     def fit(self, spots: Spots, *, seed: int, progress: bool) -> Denoised:
         """Return the counts."""
-        from stdenoise._spots import Denoised
+        from stdenoise._io.read import Denoised
 
         return Denoised(mean=spots.counts.to_dense(), scale="counts")
 
@@ -135,7 +135,7 @@ class GeneMean(Denoiser):
 
     def fit(self, spots: Spots, *, seed: int, progress: bool) -> Denoised:
         """Return size factor times gene mean, the most likely means of a Poisson model without structure."""
-        from stdenoise._spots import Denoised
+        from stdenoise._io.read import Denoised
 
         depth = _depth(spots)
         return Denoised(mean=depth[:, None] * (_gene_sum(spots) / depth.sum()), scale="counts")
@@ -169,7 +169,7 @@ class NeighborMean(Denoiser):
         """Return the pooled profiles."""
         import torch
 
-        from stdenoise._spots import Denoised
+        from stdenoise._io.read import Denoised
 
         if spots.graph is None:
             raise ValueError("neighbor_mean needs a spatial graph.")
@@ -212,8 +212,8 @@ class PCAReconstruction(Denoiser):
 
     def fit(self, spots: Spots, *, seed: int, progress: bool) -> Denoised:
         """Return the reconstruction."""
-        from stdenoise._spots import Denoised
-        from stdenoise.nn.lowrank import principal_components
+        from stdenoise._io.read import Denoised
+        from stdenoise.stats.lowrank import principal_components
 
         n_components = min(self.config.n_components, *spots.lognorm.shape)
         pca = principal_components(spots.lognorm, n_components, generator=torch_generator(seed))
@@ -255,8 +255,8 @@ class PoissonFactorization(Denoiser):
         import torch
         from tqdm import tqdm
 
-        from stdenoise._spots import Denoised
-        from stdenoise.graph.csr import transpose_csr
+        from stdenoise._io.read import Denoised
+        from stdenoise.spatial.graph import transpose_csr
 
         counts, depth = spots.counts, _depth(spots)
         n_spots, n_genes = counts.shape
@@ -306,7 +306,7 @@ def _depth(spots: Spots) -> Tensor:
 
 
 def _gene_sum(spots: Spots) -> Tensor:
-    from stdenoise.graph.csr import transpose_csr
+    from stdenoise.spatial.graph import transpose_csr
 
     ones = spots.counts.values().new_ones(spots.counts.shape[0], 1)
     return (transpose_csr(spots.counts) @ ones).squeeze(1)

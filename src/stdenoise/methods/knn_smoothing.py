@@ -6,15 +6,15 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from stdenoise._random import torch_generator
-from stdenoise._validate import check_choice, check_number
+from stdenoise._base.checks import check_choice, check_number
+from stdenoise._base.random import torch_generator
 from stdenoise.methods._base import Denoiser, MethodInfo
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from stdenoise._spots import Denoised, Spots
+    from stdenoise._io.read import Denoised, Spots
 
 logger = logging.getLogger("stdenoise")
 
@@ -91,7 +91,7 @@ class KNNSmoothing(Denoiser):
         import torch
         from tqdm import tqdm
 
-        from stdenoise._spots import Denoised
+        from stdenoise._io.read import Denoised
 
         config, generator = self.config, torch_generator(seed)
         # Sums of a few sparse profiles are mostly full.
@@ -144,8 +144,8 @@ def similar(counts: Tensor, k: int, *, d: int, dither: float, generator: torch.G
     """
     import torch
 
-    from stdenoise.graph.neighbors import nearest_neighbors
-    from stdenoise.nn.lowrank import principal_components
+    from stdenoise.spatial.neighbors import nearest_neighbors
+    from stdenoise.stats.lowrank import principal_components
 
     n_spots, n_genes = counts.shape
     scores = principal_components(freeman_tukey(counts), min(d, n_genes, n_spots - 1), generator=generator).scores

@@ -6,14 +6,14 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from stdenoise._random import torch_generator
-from stdenoise._validate import check_choice, check_number
+from stdenoise._base.checks import check_choice, check_number
+from stdenoise._base.random import torch_generator
 from stdenoise.methods._base import Denoiser, MethodInfo
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from stdenoise._spots import Denoised, Spots
+    from stdenoise._io.read import Denoised, Spots
 
 logger = logging.getLogger("stdenoise")
 
@@ -120,9 +120,9 @@ class MAGIC(Denoiser):
         """Return the diffused values."""
         import torch
 
-        from stdenoise._spots import Denoised
-        from stdenoise.graph.diffusion import diffuse_, diffusion_operator
-        from stdenoise.nn.lowrank import principal_components
+        from stdenoise._io.read import Denoised
+        from stdenoise.stats.diffusion import diffuse_, diffusion_operator
+        from stdenoise.stats.lowrank import principal_components
 
         config, generator = self.config, torch_generator(seed)
         # From the normalised values: both transforms have their pattern.

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from stdenoise._validate import check_choice, check_number
+from stdenoise._base.checks import check_choice, check_number
 from stdenoise.methods._base import Denoiser, MethodInfo, likelihood_arrays
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from torch import Tensor
 
-    from stdenoise._spots import Denoised, Spots
+    from stdenoise._io.read import Denoised, Spots
 
 # Rows that are predicted at once.
 _BLOCK_ROWS = 512
@@ -119,8 +119,8 @@ class SCVI(Denoiser):
         import torch
         from anndata import AnnData
 
-        from stdenoise._spots import Denoised
-        from stdenoise.graph.csr import select_rows
+        from stdenoise._io.read import Denoised
+        from stdenoise.spatial.graph import select_rows
 
         device, (n_spots, n_genes) = spots.counts.device, spots.counts.shape
         # The library size of an empty spot has no logarithm: it is neither trained on nor predicted.

@@ -7,16 +7,16 @@ import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from stdenoise._random import torch_generator
-from stdenoise._validate import check_choice, check_number
+from stdenoise._base.checks import check_choice, check_number
+from stdenoise._base.random import torch_generator
 from stdenoise.methods._base import Denoiser, MethodInfo
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from stdenoise._spots import Denoised, Spots
-    from stdenoise.graph.csr import SpatialGraph
+    from stdenoise._io.read import Denoised, Spots
+    from stdenoise.spatial.graph import SpatialGraph
 
 logger = logging.getLogger("stdenoise")
 
@@ -119,8 +119,8 @@ class SME(Denoiser):
 
     def fit(self, spots: Spots, *, seed: int, progress: bool) -> Denoised:
         """Return the adjusted values."""
-        from stdenoise._spots import Denoised
-        from stdenoise.nn.lowrank import principal_components
+        from stdenoise._io.read import Denoised
+        from stdenoise.stats.lowrank import principal_components
 
         config, generator = self.config, torch_generator(seed)
         parts = config.weights
@@ -160,7 +160,7 @@ def near_spots(spots: Spots, radius: float | str) -> tuple[SpatialGraph, Tensor]
     -------
     The graph without self loops, and the lengths of its edges: with `"auto"` in units of the distance between spots.
     """
-    from stdenoise.graph.neighbors import neighborhoods
+    from stdenoise.spatial.neighbors import neighborhoods
 
     if spots.coordinates is None:
         raise ValueError("sme needs coordinates.")
@@ -202,7 +202,7 @@ def spot_distance(coordinates: Tensor, libraries: Tensor | None) -> Tensor:
     import pandas as pd
     import torch
 
-    from stdenoise.graph.neighbors import neighborhoods
+    from stdenoise.spatial.neighbors import neighborhoods
 
     n = len(coordinates)
     codes = torch.zeros(n, dtype=torch.int64, device=coordinates.device) if libraries is None else libraries
@@ -229,7 +229,7 @@ def image_components(features: Tensor, n_components: int, generator: torch.Gener
     generator
         Source of the random start.
     """
-    from stdenoise.nn.lowrank import principal_components
+    from stdenoise.stats.lowrank import principal_components
 
     if features.shape[1] > n_components:
         return principal_components(features, min(n_components, len(features)), generator=generator).scores
@@ -344,7 +344,7 @@ def _subgraph(graph: SpatialGraph, keep: Tensor) -> SpatialGraph:
     """Graph of the marked edges."""
     import torch
 
-    from stdenoise.graph.csr import SpatialGraph
+    from stdenoise.spatial.graph import SpatialGraph
 
     crow = torch.zeros_like(graph.crow)
     crow[1:] = torch.bincount(graph.row[keep], minlength=graph.n_spots).cumsum(0)

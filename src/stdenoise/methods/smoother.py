@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 
-from stdenoise._random import torch_generator
-from stdenoise._validate import check_choice, check_number
+from stdenoise._base.checks import check_choice, check_number
+from stdenoise._base.random import torch_generator
 from stdenoise.methods._base import Denoiser, MethodInfo
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from scipy import sparse
     from torch import Tensor
 
-    from stdenoise._spots import Denoised, Spots
+    from stdenoise._io.read import Denoised, Spots
 
 logger = logging.getLogger("stdenoise")
 
@@ -127,9 +127,9 @@ class Smoother(Denoiser):
         import torch
         from scipy import sparse
 
-        from stdenoise._spots import Denoised
-        from stdenoise.graph.csr import to_csr_tensor
-        from stdenoise.graph.solve import conjugate_gradients
+        from stdenoise._io.read import Denoised
+        from stdenoise.spatial.graph import to_csr_tensor
+        from stdenoise.stats.solve import conjugate_gradients
 
         if spots.coordinates is None:
             raise ValueError("smoother needs coordinates.")
@@ -179,7 +179,7 @@ def edge_weights(spots: Spots, config: SmootherConfig, *, generator: torch.Gener
     import torch
     from scipy import sparse
 
-    from stdenoise.graph.neighbors import neighborhoods
+    from stdenoise.spatial.neighbors import neighborhoods
 
     if spots.coordinates is None:
         raise ValueError("smoother needs coordinates.")
@@ -256,8 +256,8 @@ def _components(values: Tensor, n_components: int, generator: torch.Generator) -
     """Principal components of the z-scored columns, or with 0 components the values, dense and in double precision."""
     import torch
 
-    from stdenoise.graph.csr import transpose_csr
-    from stdenoise.nn.lowrank import principal_components
+    from stdenoise.spatial.graph import transpose_csr
+    from stdenoise.stats.lowrank import principal_components
 
     if n_components == 0:
         return values.to_dense().double()
@@ -282,7 +282,7 @@ def _library_means(spots: Spots, values: Tensor) -> tuple[Tensor, Tensor]:
     import torch
     from scipy import sparse
 
-    from stdenoise.graph.csr import to_csr_tensor
+    from stdenoise.spatial.graph import to_csr_tensor
 
     n = len(values)
     codes = np.zeros(n, dtype=np.int64) if spots.libraries is None else spots.libraries.cpu().numpy()

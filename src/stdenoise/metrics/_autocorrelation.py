@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from stdenoise import _keys
-from stdenoise._expression import Matrix, gene_blocks, read_expression
-from stdenoise._random import check_seed, torch_generator
-from stdenoise._settings import settings
-from stdenoise._validate import check_anndata, check_choice, check_number
+from stdenoise._base import keys as _keys
+from stdenoise._base.checks import check_anndata, check_choice, check_number
+from stdenoise._base.random import check_seed, torch_generator
+from stdenoise._base.settings import settings
+from stdenoise._io.expression import Matrix, gene_blocks, read_expression
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -224,9 +224,9 @@ def _table(
     from scipy import sparse, special
     from tqdm import tqdm
 
-    from stdenoise._context import read_graph
-    from stdenoise._device import resolve_device
-    from stdenoise.scores.autocorrelation import Statistic, Weights, centre, sparse_products
+    from stdenoise._base.device import resolve_device
+    from stdenoise.spatial.context import read_graph
+    from stdenoise.stats.autocorrelation import Statistic, Weights, centre, sparse_products
 
     on = resolve_device(device)
     expression = read_expression(adata, layer, genes=genes)

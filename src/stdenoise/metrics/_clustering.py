@@ -6,9 +6,9 @@ import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from stdenoise import _keys
-from stdenoise._random import check_seed
-from stdenoise._validate import check_anndata, check_number, lookup
+from stdenoise._base import keys as _keys
+from stdenoise._base.checks import check_anndata, check_number, lookup
+from stdenoise._base.random import check_seed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -103,8 +103,8 @@ def clustering(
     check_number("n_runs", n_runs, minimum=1, integer=True)
     import pandas as pd
 
-    from stdenoise import _clusters
-    from stdenoise.scores.labels import label_agreement
+    from stdenoise.stats import clusters as _clusters
+    from stdenoise.stats.labels import label_agreement
 
     truth, classes = pd.factorize(lookup(adata.obs, labels, where="adata.obs"))
     scored = truth >= 0

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from stdenoise._expression import read_expression
-from stdenoise._random import check_seed, torch_generator
-from stdenoise._validate import check_anndata, check_choice, check_number, lookup, near_match
+from stdenoise._base.checks import check_anndata, check_choice, check_number, lookup, near_match
+from stdenoise._base.random import check_seed, torch_generator
+from stdenoise._io.expression import read_expression
 from stdenoise.metrics._scaled import BLOCK_ENTRIES, gene_positions, scaled
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def gene_protein_correlation(
 
     import pandas as pd
 
-    from stdenoise._device import resolve_device
+    from stdenoise._base.device import resolve_device
 
     points, resamples = _correlate(values, intensity, n_bootstrap, seed, resolve_device(device))
     constant = [name for name, point in zip(genes, points, strict=True) if np.isnan(point).any()]
@@ -198,7 +198,7 @@ def _correlate(
     """Correlations of each gene, shape `(n_genes, 2)`, and of its resamples, shape `(n_genes, 2, n_bootstrap)`."""
     import torch
 
-    from stdenoise.scores.correlation import draw_weights, resampled_correlations
+    from stdenoise.stats.correlation import draw_weights, resampled_correlations
 
     protein = torch.from_numpy(intensity).to(device)
     columns = torch.tensor(genes.T).to(device)

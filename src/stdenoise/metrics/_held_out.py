@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from stdenoise import _keys
-from stdenoise._settings import settings
-from stdenoise._validate import check_number
+from stdenoise._base import keys as _keys
+from stdenoise._base.checks import check_number
+from stdenoise._base.settings import settings
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -105,8 +105,8 @@ def held_out(
     >>> bool(score["explained"].item() > 0)
     True
     """
-    from stdenoise._trial import check_fraction, held_out_scores, read_trial
     from stdenoise.methods._registry import make_method
+    from stdenoise.methods._trial import check_fraction, held_out_scores, read_trial
 
     denoiser = make_method(method, params)
     check_fraction("fraction", fraction)

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from stdenoise import _keys
-from stdenoise._image import read_image, read_plane_coordinates
-from stdenoise._validate import check_anndata, check_number
+from stdenoise._base import keys as _keys
+from stdenoise._base.checks import check_anndata, check_number
+from stdenoise._io.images import read_image, read_plane_coordinates
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -96,7 +96,7 @@ def spot_intensity(
 
     import pandas as pd
 
-    from stdenoise.scores.discs import disc_means
+    from stdenoise.stats.discs import disc_means
 
     plane = on_image.pixels[:, :, channel]
     means = disc_means(plane, coordinates * on_image.scale_factor, on_image.radius)

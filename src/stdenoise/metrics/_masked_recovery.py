@@ -7,18 +7,18 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from stdenoise import _keys
-from stdenoise._expression import lognorm
-from stdenoise._settings import settings
-from stdenoise._validate import check_choice, check_number
+from stdenoise._base import keys as _keys
+from stdenoise._base.checks import check_choice, check_number
+from stdenoise._base.settings import settings
+from stdenoise._io.expression import lognorm
 
 if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
     from scipy import sparse
 
-    from stdenoise.graph.csr import SpatialGraph
     from stdenoise.methods import Denoiser
+    from stdenoise.spatial.graph import SpatialGraph
 
 _MIN_MASKED = 10
 """A gene needs so many masked entries for a correlation of its own."""
@@ -109,9 +109,9 @@ def masked_recovery(
     import pandas as pd
     from tqdm import tqdm
 
-    from stdenoise._trial import check_fraction, read_trial
     from stdenoise.methods._registry import make_method
-    from stdenoise.scores.masking import draw_mask, masked_scores
+    from stdenoise.methods._trial import check_fraction, read_trial
+    from stdenoise.stats.masking import draw_mask, masked_scores
 
     denoiser = make_method(method, params)
     fractions = [fraction] if isinstance(fraction, int | float) else list(fraction)

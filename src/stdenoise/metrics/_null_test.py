@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stdenoise import _keys
-from stdenoise._keys import GraphKeys
-from stdenoise._settings import settings
+from stdenoise._base import keys as _keys
+from stdenoise._base.keys import GraphKeys
+from stdenoise._base.settings import settings
 from stdenoise.metrics._autocorrelation import morans_i
 from stdenoise.metrics._smoothing import smoothing
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from scipy import sparse
     from torch import Tensor
 
-    from stdenoise._trial import Trial
     from stdenoise.methods import Denoiser
+    from stdenoise.methods._trial import Trial
 
 
 def null_test(
@@ -112,10 +112,10 @@ def null_test(
     import pandas as pd
     from tqdm import tqdm
 
-    from stdenoise._trial import check_fraction, read_trial
     from stdenoise.methods._registry import make_method
+    from stdenoise.methods._trial import check_fraction, read_trial
     from stdenoise.methods.baselines import GeneMean
-    from stdenoise.scores.nulls import permute_spots, redraw
+    from stdenoise.stats.nulls import permute_spots, redraw
 
     denoiser = make_method(method, params)
     check_fraction("fraction", fraction)

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from stdenoise import _keys
-from stdenoise._expression import Expression, Matrix, gene_blocks, read_expression
-from stdenoise._validate import check_anndata, check_choice, find_spatial_key, lookup, near_match, read_coordinates
+from stdenoise._base import keys as _keys
+from stdenoise._base.checks import check_anndata, check_choice, find_spatial_key, lookup, near_match, read_coordinates
+from stdenoise._io.expression import Expression, Matrix, gene_blocks, read_expression
 from stdenoise.metrics._scaled import BLOCK_ENTRIES, gene_positions, scaled
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from scipy.sparse import sparray, spmatrix
 
-    from stdenoise.scores.reconstruction import Grid
+    from stdenoise.stats.reconstruction import Grid
 
 
 def reconstruction(
@@ -120,8 +120,8 @@ def reconstruction(
 
     import pandas as pd
 
-    from stdenoise._device import resolve_device
-    from stdenoise.scores.reconstruction import find_grid
+    from stdenoise._base.device import resolve_device
+    from stdenoise.stats.reconstruction import find_grid
 
     on = resolve_device(device)
     grid = None if coordinates is None else find_grid(coordinates, device=on)
@@ -231,8 +231,8 @@ def _score_genes(
     """Scores of each gene per group of spots, and the structural similarity of each spot."""
     import torch
 
-    from stdenoise.scores.correlation import pearson
-    from stdenoise.scores.reconstruction import ssim
+    from stdenoise.stats.correlation import pearson
+    from stdenoise.stats.reconstruction import ssim
 
     n_spots, n_genes = sides[0].shape
     n_cells = n_spots if grid is None else grid.shape[0] * grid.shape[1]
@@ -269,8 +269,8 @@ def _score_spots(sides: list[Matrix], device: torch.device) -> dict[str, np.ndar
     """Scores of each spot."""
     import torch
 
-    from stdenoise.scores.correlation import pearson
-    from stdenoise.scores.reconstruction import cosine
+    from stdenoise.stats.correlation import pearson
+    from stdenoise.stats.reconstruction import cosine
 
     out = {name: np.full(sides[0].shape[0], np.nan) for name in ("mse", "rmse", "pearson", "cosine", "mse_counts")}
     # Blocks of columns of the transposed matrices: some spots, all genes.

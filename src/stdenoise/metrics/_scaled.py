@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from stdenoise._expression import Expression, Matrix, read_expression
+from stdenoise._io.expression import Expression, Matrix, read_expression
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from stdenoise import _keys
-from stdenoise._expression import Matrix, gene_blocks, read_expression
-from stdenoise._keys import GraphKeys
-from stdenoise._random import check_seed
-from stdenoise._validate import check_anndata, check_choice, check_number, lookup, refuse_key
+from stdenoise._base import keys as _keys
+from stdenoise._base.checks import check_anndata, check_choice, check_number, lookup, refuse_key
+from stdenoise._base.keys import GraphKeys
+from stdenoise._base.random import check_seed
+from stdenoise._io.expression import Matrix, gene_blocks, read_expression
 from stdenoise.metrics._scaled import BLOCK_ENTRIES, gene_positions, scaled
 
 if TYPE_CHECKING:
@@ -112,8 +112,8 @@ def smoothing(
 
     import pandas as pd
 
-    from stdenoise._device import resolve_device
-    from stdenoise.scores.smoothing import correlation_matrix, edge_contrast, median_off_diagonal
+    from stdenoise._base.device import resolve_device
+    from stdenoise.stats.smoothing import correlation_matrix, edge_contrast, median_off_diagonal
 
     on = resolve_device(device)
     (before, constant_before), (after, constant_after) = (_variances(side, on) for side in sides)
@@ -176,7 +176,7 @@ def _read_edges(adata: AnnData, labels: str, graph_key: str) -> tuple[np.ndarray
     """Pairs of joined spots that both have a region, whether the regions differ, and the number of spots without one."""
     from scipy import sparse
 
-    from stdenoise._context import read_graph
+    from stdenoise.spatial.context import read_graph
 
     codes = lookup(adata.obs, labels, where="adata.obs").astype("category").cat.codes.to_numpy()
     graph = read_graph(adata, graph_key)
@@ -190,7 +190,7 @@ def _variances(values: Matrix, device: torch.device) -> tuple[np.ndarray, np.nda
     """Variance of each gene, and whether the gene is constant."""
     import torch
 
-    from stdenoise.scores.correlation import is_constant
+    from stdenoise.stats.correlation import is_constant
 
     variance, constant = np.zeros(values.shape[1]), np.zeros(values.shape[1], dtype=bool)
     for block, part in gene_blocks(values, block_entries=BLOCK_ENTRIES, device=device, dtype=torch.float64):
@@ -215,7 +215,7 @@ def _cross_products(values: Matrix, device: torch.device) -> torch.Tensor:
 def _edge_differences(values: Matrix, pairs: np.ndarray, device: torch.device) -> torch.Tensor:
     import torch
 
-    from stdenoise.scores.smoothing import squared_differences
+    from stdenoise.stats.smoothing import squared_differences
 
     ends = torch.from_numpy(pairs).to(device)
     total = torch.zeros(pairs.shape[1], dtype=torch.float64, device=device)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stdenoise.graph.csr import SpatialGraph, aggregate
+from stdenoise.spatial.graph import SpatialGraph, aggregate
 
 
 def xavier_normal(*shape: int, generator: torch.Generator, gain: float = 1.414) -> nn.Parameter:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stdenoise import _keys
-from stdenoise._validate import lookup, near_match, read_coordinates
+from stdenoise._base import keys as _keys
+from stdenoise._base.checks import lookup, near_match, read_coordinates
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -66,7 +66,7 @@ def compare(
     """
     import matplotlib.pyplot as plt
 
-    from stdenoise._results import read_denoised
+    from stdenoise._io.write import read_denoised
 
     result = read_denoised(adata, key)
     record = result.uns[key]

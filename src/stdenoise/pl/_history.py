@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from stdenoise._validate import lookup
+from stdenoise._base.checks import lookup
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -48,7 +48,7 @@ def history(adata: AnnData, key: str = "dusted", *, quantity: str = "loss", ax: 
     import matplotlib.pyplot as plt
     import numpy as np
 
-    from stdenoise._results import stored_provenance
+    from stdenoise._io.write import stored_provenance
 
     record = stored_provenance(adata, key)
     values = np.asarray(lookup(record["history"], quantity, where=f"adata.uns[{key!r}]['history']"))

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stdenoise import _keys
-from stdenoise._image import SpotImage, on_image, read_image, read_plane_coordinates, tiles
-from stdenoise._settings import settings
-from stdenoise._validate import check_anndata, check_choice, check_name, check_number, output_of, read_libraries
+from stdenoise._base import keys as _keys
+from stdenoise._base.checks import check_anndata, check_choice, check_name, check_number, output_of, read_libraries
+from stdenoise._base.settings import settings
+from stdenoise._io.images import SpotImage, on_image, read_image, read_plane_coordinates, tiles
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -232,19 +232,19 @@ def _check_key(adata: AnnData, key: str) -> None:
 
 
 def _mean_color(picture: SpotImage, centres: np.ndarray) -> np.ndarray:
-    from stdenoise.scores.discs import disc_means
+    from stdenoise.stats.discs import disc_means
 
     return disc_means(picture.pixels, centres, picture.radius)
 
 
 def _intensity_quantiles(picture: SpotImage, centres: np.ndarray) -> np.ndarray:
-    from stdenoise.scores.discs import disc_quantiles
+    from stdenoise.stats.discs import disc_quantiles
 
     return disc_quantiles(picture.pixels, centres, picture.radius, _QUANTILES).reshape(len(centres), -1)
 
 
 def _network(weights: str | Path | None, architecture: str, device: str) -> Callable[[np.ndarray], np.ndarray]:
-    from stdenoise._device import resolve_device
+    from stdenoise._base.device import resolve_device
     from stdenoise.nn.resnet import ARCHITECTURES, load_resnet, pooled_features
 
     if weights is None:

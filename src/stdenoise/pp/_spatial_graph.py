@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from stdenoise import _keys
-from stdenoise._build_graph import MEAN_DEGREE, build_graph
+from stdenoise._base import keys as _keys
+from stdenoise._io.build_graph import MEAN_DEGREE, build_graph
 
 if TYPE_CHECKING:
     from anndata import AnnData

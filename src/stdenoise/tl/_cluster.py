@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from stdenoise import _keys
-from stdenoise._random import check_seed
-from stdenoise._validate import check_anndata, check_name, output_of
+from stdenoise._base import keys as _keys
+from stdenoise._base.checks import check_anndata, check_name, output_of
+from stdenoise._base.random import check_seed
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -103,7 +103,7 @@ def cluster(
     check_seed(seed)
     import pandas as pd
 
-    from stdenoise import _clusters
+    from stdenoise.stats import clusters as _clusters
 
     _check_key_is_free(adata, key_added)
     _clusters.check_options(adata, n_clusters=n_clusters, backend=backend, refine=refine, spatial_key=spatial_key)

@@ -7,9 +7,9 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from stdenoise import _keys
-from stdenoise._settings import settings
-from stdenoise._validate import check_number, near_match
+from stdenoise._base import keys as _keys
+from stdenoise._base.checks import check_number, near_match
+from stdenoise._base.settings import settings
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -101,7 +101,7 @@ def cross_validate(
     >>> table.attrs["recommendation"].split(":")[0]
     'use neighbor_mean(n_hops=2)'
     """
-    from stdenoise._trial import check_fraction, held_out_scores, read_trial
+    from stdenoise.methods._trial import check_fraction, held_out_scores, read_trial
 
     candidates = _candidates(methods, params or {})
     check_fraction("fraction", fraction)

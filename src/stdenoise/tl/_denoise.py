@@ -7,16 +7,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stdenoise import _keys
-from stdenoise._keys import GraphKeys
-from stdenoise._random import check_seed
-from stdenoise._settings import settings
-from stdenoise._validate import check_anndata, check_choice, check_name, check_unique_genes
+from stdenoise._base import keys as _keys
+from stdenoise._base.checks import check_anndata, check_choice, check_name, check_unique_genes
+from stdenoise._base.keys import GraphKeys
+from stdenoise._base.random import check_seed
+from stdenoise._base.settings import settings
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
-    from stdenoise._source import Source
+    from stdenoise._io.section import Source
     from stdenoise.methods import Denoiser
     from stdenoise.methods._base import Model
 
@@ -166,8 +166,8 @@ def denoise(
     >>> adata.layers["dusted_mean"].shape
     (100, 20)
     """
-    from stdenoise._inputs import keys_to_read
-    from stdenoise._source import Source
+    from stdenoise._io.inputs import keys_to_read
+    from stdenoise._io.section import Source
     from stdenoise.methods._registry import make_method
 
     files = {"checkpoint": checkpoint, "save_model": save_model, "model": model, "out": out}
@@ -187,9 +187,9 @@ def denoise(
         adata = Path(adata)
     _check_paths(adata, paths)
 
-    from stdenoise import _stream
-    from stdenoise._device import resolve_device, warn_of_threads
-    from stdenoise._memory import read_memory
+    from stdenoise._base.device import resolve_device, warn_of_threads
+    from stdenoise._base.memory import read_memory
+    from stdenoise._io import rows as _stream
     from stdenoise.tl import _fit
     from stdenoise.tl._network import Circumstances
 
@@ -259,7 +259,7 @@ def denoise(
 
 
 def _check_output(out: Path | None, *, copy: bool, dtype: str | None) -> None:
-    from stdenoise._files import check_writable
+    from stdenoise._base.files import check_writable
 
     check_choice("dtype", dtype, [None, "float32", "float16"])
     if out is not None:
@@ -293,9 +293,9 @@ def _open(
     spatial_key: str,
 ) -> tuple[AnnData | Source, str]:
     """Open a file, with a graph where one is needed, and return it with the key of the coordinates that are still to be read."""
-    from stdenoise import _files
-    from stdenoise._build_graph import build_graph
-    from stdenoise._source import Source, open_source
+    from stdenoise._base import files as _files
+    from stdenoise._io.build_graph import build_graph
+    from stdenoise._io.section import Source, open_source
 
     if out is None:
         raise ValueError(f"adata={str(path)!r} is a path; say with out= where the result goes.")
@@ -313,8 +313,8 @@ def _open(
 
 def _check_paths(data: AnnData | Source | Path, paths: Mapping[str, Path | None]) -> None:
     """Refuse to write over what is read."""
-    from stdenoise._paths import ANNDATA, CHECKPOINT, MODEL, check_paths, files_of
-    from stdenoise._source import Source
+    from stdenoise._base.paths import ANNDATA, CHECKPOINT, MODEL, check_paths, files_of
+    from stdenoise._io.section import Source
 
     kinds = {"out": ANNDATA, "checkpoint": CHECKPOINT, "save_model": MODEL}
     if any(paths[name] for name in kinds):

@@ -11,15 +11,16 @@ import numpy as np
 import torch
 from scipy import sparse
 
-from stdenoise import _files, _results, _spots
-from stdenoise._context import read_context
-from stdenoise._device import speaks_for_all, started_by_launcher
-from stdenoise._plan import Plan, Size, announce, make_plan
-from stdenoise._source import Source, open_source
-from stdenoise._spots import Denoised
-from stdenoise._validate import output_of
+from stdenoise._base import files as _files
+from stdenoise._base.checks import output_of
+from stdenoise._base.device import speaks_for_all, started_by_launcher
+from stdenoise._io import read as _spots
+from stdenoise._io import write as _results
+from stdenoise._io.read import Denoised
+from stdenoise._io.section import Source, open_source
 from stdenoise.methods._base import Denoiser, Model
 from stdenoise.methods._models import write_model
+from stdenoise.spatial.context import read_context
 from stdenoise.tl import _streamed
 from stdenoise.tl._network import (
     Circumstances,
@@ -30,6 +31,7 @@ from stdenoise.tl._network import (
     open_run,
     train_network,
 )
+from stdenoise.tl._plan import Plan, Size, announce, make_plan
 from stdenoise.tl._soundness import Soundness
 
 if TYPE_CHECKING:

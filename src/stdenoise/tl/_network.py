@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from stdenoise._spots import Denoised, Spots
-from stdenoise._validate import check_choice, check_number, near_match
+from stdenoise._base.checks import check_choice, check_number, near_match
+from stdenoise._io.read import Denoised, Spots
 from stdenoise.methods._base import Denoiser, Model
 from stdenoise.methods._registry import registered
 from stdenoise.tl._soundness import Soundness

@@ -12,10 +12,10 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
-from stdenoise._expression import TARGET_SUM
-from stdenoise._spots import Denoised, Spots, log_normalize
-from stdenoise.graph.csr import SpatialGraph, select_rows
-from stdenoise.scores.soundness import components, gene_correlations
+from stdenoise._io.expression import TARGET_SUM
+from stdenoise._io.read import Denoised, Spots, log_normalize
+from stdenoise.spatial.graph import SpatialGraph, select_rows
+from stdenoise.stats.soundness import components, gene_correlations
 from stdenoise.train.run import Run
 
 logger = logging.getLogger("stdenoise")

@@ -18,8 +18,8 @@ from typing import Any
 
 import torch
 
-from stdenoise._device import started_by_launcher
-from stdenoise._paths import check_replaceable, target_of
+from stdenoise._base.device import started_by_launcher
+from stdenoise._base.paths import check_replaceable, target_of
 
 logger = logging.getLogger("stdenoise")
 

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from stdenoise._device import started_by_launcher
+from stdenoise._base.device import started_by_launcher
 
 T = TypeVar("T")
 

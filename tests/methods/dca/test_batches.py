@@ -5,10 +5,10 @@ from hypothesis import strategies as some
 from scipy import sparse
 from sklearn.preprocessing import StandardScaler
 
-from stdenoise._patches import Patches
-from stdenoise._spots import Spots
-from stdenoise.graph.csr import to_csr_tensor
+from stdenoise._io.read import Spots
 from stdenoise.methods.dca.batches import Batches, standardization
+from stdenoise.spatial.graph import to_csr_tensor
+from stdenoise.train.patches import Patches
 
 
 def tissue(seed, n_spots, n_genes, n_empty):

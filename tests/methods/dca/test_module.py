@@ -4,12 +4,12 @@ import torch
 import torch.nn.functional as F
 from scipy import sparse
 
-from stdenoise._patches import Patches
-from stdenoise._spots import Spots
-from stdenoise.graph.csr import to_csr_tensor
+from stdenoise._io.read import Spots
 from stdenoise.methods.dca.batches import Batches, standardization
 from stdenoise.methods.dca.config import LIKELIHOODS, DCAConfig
 from stdenoise.methods.dca.module import BatchNorm, DCAModule
+from stdenoise.spatial.graph import to_csr_tensor
+from stdenoise.train.patches import Patches
 
 N_SPOTS, N_GENES = 20, 6
 EPS = 1e-10

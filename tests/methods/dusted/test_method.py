@@ -9,15 +9,15 @@ from sklearn.metrics import mean_poisson_deviance
 from torch.autograd import gradcheck
 from torch.func import functional_call
 
-from stdenoise._context import Context
-from stdenoise._held_out import HeldOut
-from stdenoise._patches import Patches
-from stdenoise._spots import Spots, collect, make_spots
-from stdenoise.graph.csr import SpatialGraph, to_csr_tensor
+from stdenoise._io.read import Spots, collect, make_spots
 from stdenoise.methods import DUSTED, DUSTEDConfig
 from stdenoise.methods.dusted import training
 from stdenoise.methods.dusted.config import PRESETS, SCHEDULES
 from stdenoise.methods.dusted.module import DUSTEDModule, make_batch
+from stdenoise.spatial.context import Context
+from stdenoise.spatial.graph import SpatialGraph, to_csr_tensor
+from stdenoise.train.held_out import HeldOut
+from stdenoise.train.patches import Patches
 from stdenoise.train.run import Run
 from stdenoise.train.schedule import Outcome
 

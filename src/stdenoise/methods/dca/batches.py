@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from stdenoise._patches import Patches
-from stdenoise.graph.csr import row_sum, transpose_csr, with_values
 from stdenoise.nn.counts import CountBlock
+from stdenoise.spatial.graph import row_sum, transpose_csr, with_values
+from stdenoise.train.patches import Patches
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stdenoise._validate import check_choice, check_number
+from stdenoise._base.checks import check_choice, check_number
 
 LIKELIHOODS = ("nb-conddisp", "nb", "nb-shared", "zinb-conddisp", "zinb", "zinb-shared", "zinb-elempi", "poisson")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from stdenoise._random import torch_generator
+from stdenoise._base.random import torch_generator
 from stdenoise.methods._base import Denoiser, MethodInfo, Model, likelihood_arrays
 from stdenoise.methods.dca.config import DCAConfig
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from stdenoise._spots import Denoised, Spots
+    from stdenoise._io.read import Denoised, Spots
     from stdenoise.methods.dca.batches import Batch
     from stdenoise.train.run import Run
 
@@ -71,11 +71,11 @@ class DCA(Denoiser):
         """Train on most non-empty spots, with the others as validation."""
         import torch
 
-        from stdenoise._patches import Patches
         from stdenoise.methods.dca.batches import Batches, standardization
         from stdenoise.methods.dca.module import DCAModule
         from stdenoise.nn.counts import BLOCK_ENTRIES
         from stdenoise.train.loop import train
+        from stdenoise.train.patches import Patches
 
         if run.share[1] > 1:
             raise ValueError(
@@ -135,11 +135,11 @@ class DCA(Denoiser):
         """Yield the parameters of the likelihood, block by block."""
         import torch
 
-        from stdenoise._patches import Patches
-        from stdenoise._spots import Denoised
+        from stdenoise._io.read import Denoised
         from stdenoise.methods.dca.batches import Batches
         from stdenoise.methods.dca.module import DCAModule
         from stdenoise.nn.counts import BLOCK_ENTRIES
+        from stdenoise.train.patches import Patches
 
         data = Patches(spots, device=run.device)
         module = DCAModule(len(spots.genes), self.config, generator=torch_generator(0)).to(data.device)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal
 
-from stdenoise._validate import check_choice, check_number
+from stdenoise._base.checks import check_choice, check_number
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from stdenoise._random import torch_generator
+from stdenoise._base.random import torch_generator
 from stdenoise.methods._base import Denoiser, MethodInfo, Model, likelihood_arrays, make_config
 from stdenoise.methods.dusted.config import PRESETS, SCHEDULES, DUSTEDConfig
 
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from stdenoise._patches import Patches
-    from stdenoise._spots import Denoised, Spots
+    from stdenoise._io.read import Denoised, Spots
     from stdenoise.methods.dusted.module import DUSTEDModule
+    from stdenoise.train.patches import Patches
     from stdenoise.train.run import Run
 
 
@@ -86,7 +86,7 @@ class DUSTED(Denoiser):
 
     def predict(self, model: Model, spots: Spots, run: Run) -> Iterator[tuple[Tensor, Denoised]]:
         """Yield the means of one final pass, patch by patch."""
-        from stdenoise._spots import Denoised
+        from stdenoise._io.read import Denoised
         from stdenoise.methods.dusted.module import make_batch
 
         module = self._module(spots, run, torch_generator(0))
@@ -143,7 +143,7 @@ class DUSTED(Denoiser):
         return module.to(run.device or spots.counts.device)
 
     def _patches(self, spots: Spots, run: Run) -> Patches:
-        from stdenoise._patches import Patches
+        from stdenoise.train.patches import Patches
 
         if spots.graph is None:
             raise ValueError("dusted needs a spatial graph.")

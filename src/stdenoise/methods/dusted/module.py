@@ -8,9 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stdenoise._patches import Patch, Patches
-from stdenoise._spots import log_normalize
-from stdenoise.graph.csr import (
+from stdenoise._io.read import log_normalize
+from stdenoise.methods.dusted.config import DUSTEDConfig
+from stdenoise.nn.attention import GraphAttention
+from stdenoise.nn.channel import ChannelGate
+from stdenoise.nn.counts import BLOCK_ENTRIES, CountBlock, activate, count_blocks, heads_loss
+from stdenoise.spatial.graph import (
     SpatialGraph,
     aggregate,
     row_sum,
@@ -20,10 +23,7 @@ from stdenoise.graph.csr import (
     with_transpose,
     with_values,
 )
-from stdenoise.methods.dusted.config import DUSTEDConfig
-from stdenoise.nn.attention import GraphAttention
-from stdenoise.nn.channel import ChannelGate
-from stdenoise.nn.counts import BLOCK_ENTRIES, CountBlock, activate, count_blocks, heads_loss
+from stdenoise.train.patches import Patch, Patches
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stdenoise._held_out import HeldOut
-from stdenoise._patches import Feed, Patches
 from stdenoise.methods.dusted.config import SCHEDULES, DUSTEDConfig
 from stdenoise.methods.dusted.module import Batch, DUSTEDModule, make_batch
-from stdenoise.scores.deviance import poisson_deviance
+from stdenoise.stats.deviance import poisson_deviance
+from stdenoise.train.held_out import HeldOut
 from stdenoise.train.loop import train
+from stdenoise.train.patches import Feed, Patches
 from stdenoise.train.run import Run
 from stdenoise.train.schedule import Anneal, Outcome
 

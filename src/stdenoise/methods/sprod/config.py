@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from stdenoise._validate import check_choice, check_number
+from stdenoise._base.checks import check_choice, check_number
 
 
 @dataclass(frozen=True)

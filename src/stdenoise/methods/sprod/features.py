@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from stdenoise.methods.sprod.config import SprodConfig
-from stdenoise.nn.lowrank import principal_components
+from stdenoise.stats.lowrank import principal_components
 
 
 def standardised(features: Tensor, n_components: int | None, *, generator: torch.Generator) -> Tensor:

@@ -11,10 +11,10 @@ from scipy.optimize import Bounds, minimize
 from torch import Tensor
 from tqdm import tqdm
 
-from stdenoise.graph.neighbors import neighborhoods
 from stdenoise.methods.sprod.affinity import dissimilarities
 from stdenoise.methods.sprod.config import SprodConfig
 from stdenoise.methods.sprod.resistance import Slabs
+from stdenoise.spatial.neighbors import neighborhoods
 
 logger = logging.getLogger("stdenoise")
 

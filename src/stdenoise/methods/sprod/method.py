@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from stdenoise._random import torch_generator
+from stdenoise._base.random import torch_generator
 from stdenoise.methods._base import Denoiser, MethodInfo
 from stdenoise.methods.sprod.config import SprodConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from stdenoise._spots import Denoised, Spots
+    from stdenoise._io.read import Denoised, Spots
 
 # Far below the single precision of the result.
 _TOL = 1e-7
@@ -61,7 +61,7 @@ class Sprod(Denoiser):
         """Learn the graph of each library and smooth over it."""
         import torch
 
-        from stdenoise._spots import Denoised
+        from stdenoise._io.read import Denoised
         from stdenoise.methods.sprod.learn import learn_graph
         from stdenoise.methods.sprod.smooth import smooth, weighted_graph
 
@@ -111,8 +111,8 @@ def _libraries(spots: Spots) -> list[Tensor]:
 
 
 def _features(spots: Spots, members: Tensor, config: SprodConfig, seed: int) -> Tensor:
-    from stdenoise.graph.csr import select_rows
     from stdenoise.methods.sprod.features import memberships, standardised
+    from stdenoise.spatial.graph import select_rows
 
     generator = torch_generator(seed)
     if spots.features is None:

@@ -7,9 +7,9 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
-from stdenoise.graph.csr import to_csr_tensor
-from stdenoise.graph.solve import conjugate_gradients
 from stdenoise.methods.sprod.resistance import Slabs
+from stdenoise.spatial.graph import to_csr_tensor
+from stdenoise.stats.solve import conjugate_gradients
 
 
 def smooth(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from stdenoise._random import torch_generator
+from stdenoise._base.random import torch_generator
 from stdenoise.methods._base import Denoiser, MethodInfo, Model
 from stdenoise.methods.stagate.config import STAGATEConfig
 
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from stdenoise._patches import Patches
-    from stdenoise._spots import Denoised, Spots
+    from stdenoise._io.read import Denoised, Spots
     from stdenoise.methods.stagate.module import STAGATEModule
+    from stdenoise.train.patches import Patches
     from stdenoise.train.run import Run
 
 
@@ -65,9 +65,9 @@ class STAGATE(Denoiser):
 
     def train(self, spots: Spots, run: Run) -> Model:
         """Train on the spots."""
-        from stdenoise._patches import Feed
         from stdenoise.methods.stagate.module import make_batch
         from stdenoise.train.loop import train
+        from stdenoise.train.patches import Feed
 
         config, generator = self.config, torch_generator(run.seed)
         module = self._module(spots, run, generator)
@@ -88,7 +88,7 @@ class STAGATE(Denoiser):
 
     def predict(self, model: Model, spots: Spots, run: Run) -> Iterator[tuple[Tensor, Denoised]]:
         """Yield the reconstruction of one final pass, patch by patch."""
-        from stdenoise._spots import Denoised
+        from stdenoise._io.read import Denoised
         from stdenoise.methods.stagate.module import make_batch
 
         module = self._module(spots, run, torch_generator(0))
@@ -111,7 +111,7 @@ class STAGATE(Denoiser):
         return module.to(run.device or spots.counts.device)
 
     def _patches(self, spots: Spots, run: Run) -> Patches:
-        from stdenoise._patches import Patches
+        from stdenoise.train.patches import Patches
 
         if spots.graph is None:
             raise ValueError("stagate needs a spatial graph.")

@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stdenoise._patches import Patch
-from stdenoise._spots import log_normalize
-from stdenoise.graph.csr import SpatialGraph, aggregate, sparse_linear, with_transpose
+from stdenoise._io.read import log_normalize
 from stdenoise.methods.stagate.config import STAGATEConfig
 from stdenoise.nn.attention import GraphAttention, xavier_normal
+from stdenoise.spatial.graph import SpatialGraph, aggregate, sparse_linear, with_transpose
+from stdenoise.train.patches import Patch
 
 
 @dataclass(frozen=True)

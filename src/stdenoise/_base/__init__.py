@@ -1,0 +1,1 @@
+"""Names, checks, errors, files: what every room stands on; no torch at import."""

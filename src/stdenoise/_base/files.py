@@ -1,0 +1,174 @@
+"""Reading and writing AnnData on disk, without ever leaving half a file."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import glob
+import logging
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from stdenoise._base.checks import check_choice
+from stdenoise._base.device import speaks_for_all
+from stdenoise._base.paths import ANNDATA, check_replaceable, target_of
+
+if TYPE_CHECKING:
+    import zarr
+    from anndata import AnnData
+
+logger = logging.getLogger("stdenoise")
+
+_FORMATS = (".h5ad", ".zarr")
+_SWAP, _IN_WORKING_FOLDER = 2, -100
+"""`RENAME_EXCHANGE` and `AT_FDCWD` of Linux."""
+
+
+def check_readable(path: Path) -> None:
+    """Raise unless the path has a known format and exists."""
+    check_choice("file format", path.suffix, _FORMATS)
+    if not path.exists():
+        raise FileNotFoundError(f"there is no {str(path)!r}.")
+
+
+def read(path: Path) -> AnnData:
+    """Read an `.h5ad` file or a `.zarr` folder into memory."""
+    import anndata
+
+    check_readable(path)
+    try:
+        return anndata.read_h5ad(path) if path.suffix == ".h5ad" else anndata.read_zarr(path)
+    except Exception as error:
+        # h5py, zarr and anndata raise many kinds, few of which name the file.
+        raise OSError(f"cannot read {str(path)!r}: {error}") from error
+
+
+def check_writable(path: Path) -> None:
+    """Raise unless the path has a known format, its folder can be written to, and what is there may be replaced.
+
+    A folder that a killed run has left aside is put back first.
+    """
+    check_choice("file format", path.suffix, _FORMATS)
+    target = target_of(path)
+    _put_back(target)
+    if path.exists() and path.is_dir() != (path.suffix == ".zarr"):
+        raise FileExistsError(
+            f"cannot write {str(path)!r}: a {'folder' if path.is_dir() else 'file'} of that name exists."
+        )
+    folder = target.parent
+    if not folder.is_dir():
+        raise FileNotFoundError(f"cannot write {str(path)!r}: there is no folder {str(folder)!r}.")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(f"cannot write {str(path)!r}: the folder {str(folder)!r} is not writable.")
+    check_replaceable(path, ANNDATA)
+
+
+def write(adata: AnnData, path: Path) -> None:
+    """Write under a temporary name beside the path, then rename; what was there is replaced only when all is written."""
+    with replacing(path) as fresh, explaining_full_disk(target_of(path).parent, adata.__sizeof__() / 1e9):
+        if path.suffix == ".h5ad":
+            adata.write_h5ad(fresh, compression="gzip")
+        else:
+            adata.write_zarr(fresh)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a path to write to, in a temporary folder beside the target, and put it in the place of the target at the end.
+
+    After an error or an interrupt the target is as it was, and nothing is left beside it. Of a symbolic link, what it leads to is
+    replaced, and the link stays.
+    """
+    check_writable(path)
+    path = target_of(path)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
+        fresh = Path(folder) / path.name
+        yield fresh
+        # Much can come there in the hours of a training.
+        check_replaceable(path, ANNDATA)
+        if path.is_dir() and _exchange(fresh, path):
+            return
+        replaced = Path(folder) / "replaced"
+        try:
+            if path.is_dir():
+                # A folder cannot be renamed over another one that has content. Killed here, the next run puts it back.
+                path.rename(replaced)
+            fresh.replace(path)
+        except BaseException:
+            if replaced.exists() and not path.exists():
+                replaced.rename(path)
+            raise
+
+
+def _exchange(left: Path, right: Path) -> bool:
+    """Let two paths change places in one step, where the system and the disk can."""
+    try:
+        rename = ctypes.CDLL(None).renameat2
+    except (AttributeError, OSError, TypeError):  # not on Linux
+        return False
+    places = [_IN_WORKING_FOLDER, os.fsencode(left), _IN_WORKING_FOLDER, os.fsencode(right)]
+    return bool(rename(*places, _SWAP) == 0)
+
+
+def _put_back(target: Path) -> None:
+    """Put a folder back that a run had moved aside when it was killed between two renames; see `replacing`."""
+    if os.path.lexists(target) or not speaks_for_all():
+        return
+    left = target.parent.glob(f".{glob.escape(target.name)}-*/replaced")
+    for replaced in sorted(left, key=lambda path: path.stat().st_mtime)[-1:]:
+        replaced.rename(target)
+        logger.warning("put back %r, which a run that was killed had moved to %r", str(target), str(replaced))
+
+
+def consolidate(group: zarr.Group) -> None:
+    """List all groups and arrays of a zarr at its root, where readers look for what there is."""
+    import zarr
+
+    with warnings.catch_warnings():
+        # zarr says of its format 3 that others may not read the list; anndata writes it all the same.
+        warnings.filterwarnings("ignore", "Consolidated metadata")
+        zarr.consolidate_metadata(group.store)
+
+
+def check_space(folder: Path, gb: float) -> None:
+    """Raise unless there is that much free space on the disk of a folder, in GB."""
+    free = shutil.disk_usage(folder).free / 1e9
+    if free < gb:
+        raise _full_disk(folder, gb, free)
+
+
+@contextmanager
+def explaining_full_disk(folder: Path, gb: float) -> Iterator[None]:
+    """Say where the disk is full, and how much is needed there in all, when it is full."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise _full_disk(folder, gb, shutil.disk_usage(folder).free / 1e9) from error
+
+
+def _full_disk(folder: Path, gb: float, free: float) -> OSError:
+    message = f"{gb:.2f} GB are needed, and {free:.2f} GB are free on the disk of"
+    return OSError(errno.ENOSPC, message, str(folder))
+
+
+def allocate(path: Path, n_bytes: int) -> None:
+    """Make a file of zeros and reserve its place on the disk, so that a full disk shows now and not at a later write."""
+    try:
+        with path.open("wb") as file:
+            if n_bytes and hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, n_bytes)
+                return
+            zeros = bytes(min(n_bytes, 2**24))
+            for start in range(0, n_bytes, 2**24):
+                file.write(zeros[: n_bytes - start])
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise

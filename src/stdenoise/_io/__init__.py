@@ -1,0 +1,1 @@
+"""The only code that knows AnnData, files and their formats."""

@@ -1,0 +1,212 @@
+"""Reading expression for evaluation: any matrix of an AnnData, its genes and its scale."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import numpy as np
+
+from stdenoise._base import keys as _keys
+from stdenoise._base.checks import check_choice, near_match
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import torch
+    from anndata import AnnData
+
+TARGET_SUM = 1e4
+"""Counts per spot after normalisation, before the logarithm."""
+
+Matrix: TypeAlias = Any
+"""A numpy array or a scipy CSR matrix; scipy ships no types."""
+
+Scale = Literal["counts", "log1p"]
+
+
+@dataclass(frozen=True)
+class Expression:
+    """Values of some genes.
+
+    Parameters
+    ----------
+    values
+        Dense or CSR, shape `(n_spots, n_genes)`; may share memory with the AnnData, so it is never changed.
+    genes
+        Names of the columns.
+    scale
+        `"counts"` (raw or expected counts) or `"log1p"` (`log1p` of counts per 10 000).
+    where
+        How the matrix is called, for messages.
+    """
+
+    values: Matrix
+    genes: pd.Index
+    scale: Scale
+    where: str
+
+    def lognorm(self) -> Matrix:
+        """`log1p` of counts scaled to 10 000 per spot; values on that scale already are returned as they are."""
+        return self.values if self.scale == "log1p" else lognorm(self.values)
+
+    def on_scale(self, scale: str) -> Matrix:
+        """Return the values as stored (`"stored"`) or as `log1p` of counts per 10 000 (`"log1p"`)."""
+        check_choice("scale", scale, ["log1p", "stored"])
+        return self.lognorm() if scale == "log1p" else self.values
+
+
+def read_expression(
+    adata: AnnData,
+    layer: str | None = None,
+    *,
+    genes: Sequence[str] | str | None = None,
+    scale: str = "auto",
+) -> Expression:
+    """Read a matrix of expression.
+
+    Parameters
+    ----------
+    adata
+        Annotated data; not changed.
+    layer
+        `None` for `X`, a name in `layers`, a DataFrame in `obsm` (a denoised gene subset), or the key of a denoised
+        result, which stands for its mean.
+    genes
+        All genes of the matrix, `"highly_variable"`, or names; the columns come in this order.
+    scale
+        `"counts"`, `"log1p"`, or `"auto"`: what stdenoise stored about the layer, and counts for other layers.
+
+    Raises
+    ------
+    KeyError
+        There is no such layer or gene.
+    TypeError, ValueError
+        The values are not finite numbers, or the scale is not valid.
+    """
+    from scipy import sparse
+
+    check_choice("scale", scale, ["auto", "counts", "log1p"])
+    values, names, where, stored = _find(adata, layer)
+    if not sparse.issparse(values):
+        values = np.asarray(values)
+    if values.dtype.kind not in "iufb":
+        raise TypeError(f"{where} must hold real numbers, not {values.dtype}.")
+    data = values.data if sparse.issparse(values) else values
+    if not np.isfinite(data).all():
+        raise ValueError(f"{where} has {(~np.isfinite(data)).sum()} NaN or infinite values.")
+    if genes is not None:
+        positions = _positions(adata, names, genes, where)
+        values, names = values[:, positions], names[positions]
+    if sparse.issparse(values):
+        values = sparse.csr_matrix(values)
+        if not values.has_canonical_format:
+            values = values.copy()
+            values.sum_duplicates()
+    return Expression(values, names, stored if scale == "auto" else scale, where)  # type: ignore[arg-type]
+
+
+def _find(adata: AnnData, layer: str | None) -> tuple[Any, pd.Index, str, Scale]:
+    import pandas as pd
+
+    if layer is None:
+        if adata.X is None:
+            raise ValueError(f"adata.X is None; name a layer, one of {list(adata.layers)}.")
+        return adata.X, adata.var_names, "adata.X", "counts"
+    if not isinstance(layer, str):
+        raise TypeError(f"layer must be a name or None, not {layer!r}.")
+    frames = [name for name, value in adata.obsm.items() if isinstance(value, pd.DataFrame)]
+    record = adata.uns.get(layer)
+    if layer not in adata.layers and layer not in frames and isinstance(record, Mapping) and "written" in record:
+        layer = _keys.ResultKeys(layer).mean
+    scale = _stored_scale(adata, layer)
+    if layer in adata.layers:
+        return adata.layers[layer], adata.var_names, f"adata.layers[{layer!r}]", scale
+    if layer in frames:
+        frame = adata.obsm[layer]
+        return frame.to_numpy(), frame.columns, f"adata.obsm[{layer!r}]", scale
+    available = [*adata.layers, *frames]
+    raise KeyError(
+        f"{layer!r} is neither a layer nor a denoised result; there are {available or 'none'}, and None stands for X."
+        f"{near_match(layer, available)}"
+    )
+
+
+def _stored_scale(adata: AnnData, name: str) -> Scale:
+    """Return the scale that a denoised result recorded for this layer; counts where nothing is known."""
+    for key, record in adata.uns.items():
+        if isinstance(record, Mapping) and "written" in record and name == _keys.ResultKeys(str(key)).mean:
+            return "log1p" if record.get("scale") == "log1p" else "counts"
+    return "counts"
+
+
+def _positions(adata: AnnData, names: pd.Index, genes: Sequence[str] | str, where: str) -> np.ndarray:
+    import pandas as pd
+
+    if isinstance(genes, str):
+        if genes != _keys.HIGHLY_VARIABLE:
+            raise ValueError(f"genes={genes!r} is not valid; choose None, 'highly_variable' or a list of gene names.")
+        if _keys.HIGHLY_VARIABLE not in adata.var:
+            raise KeyError("'highly_variable' is not in adata.var. Run sc.pp.highly_variable_genes first.")
+        chosen = adata.var_names[adata.var[_keys.HIGHLY_VARIABLE].to_numpy(dtype=bool)]
+        positions = np.flatnonzero(names.isin(chosen))
+    else:
+        wanted = list(genes)
+        positions = names.get_indexer(pd.Index(wanted))
+        if (positions < 0).any():
+            unknown = [gene for gene, position in zip(wanted, positions, strict=True) if position < 0]
+            raise KeyError(
+                f"{len(unknown)} of {len(wanted)} genes are not in {where}: {unknown[:5]}.{near_match(str(unknown[0]), names)}"
+            )
+    if len(positions) == 0:
+        raise ValueError(f"genes={genes!r} selects no gene of {where}.")
+    return np.asarray(positions)
+
+
+def lognorm(counts: Matrix, *, target_sum: float = TARGET_SUM) -> Matrix:
+    """`log1p` of counts scaled to `target_sum` per spot; sparse stays sparse, an empty spot stays empty.
+
+    Parameters
+    ----------
+    counts
+        Raw or expected counts, dense or CSR, shape `(n_spots, n_genes)`; not changed.
+    target_sum
+        Total of every spot after scaling.
+    """
+    from scipy import sparse
+
+    total = np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()
+    factor = target_sum / np.where(total > 0, total, 1.0)
+    if sparse.issparse(counts):
+        values = np.log1p(counts.data * np.repeat(factor, np.diff(counts.indptr)))
+        return sparse.csr_matrix((values, counts.indices, counts.indptr), shape=counts.shape)
+    scaled = counts * factor[:, None]
+    return np.log1p(scaled, out=scaled)
+
+
+def gene_blocks(
+    values: Matrix, *, block_entries: int, device: torch.device, dtype: torch.dtype
+) -> Iterator[tuple[slice, torch.Tensor]]:
+    """Cut a matrix into blocks of genes, as dense tensors of shape `(n_spots, n_block)`.
+
+    Parameters
+    ----------
+    values
+        Dense or CSR, shape `(n_spots, n_genes)`.
+    block_entries
+        Entries per block, at most.
+    device, dtype
+        Of the tensors.
+    """
+    import torch
+    from scipy import sparse
+
+    n_spots, n_genes = values.shape
+    columns = sparse.csc_matrix(values) if sparse.issparse(values) else values
+    width = max(1, block_entries // max(1, n_spots))
+    for start in range(0, n_genes, width):
+        block = slice(start, min(start + width, n_genes))
+        part = columns[:, block]
+        # Fresh memory in either case: a block may be changed in place.
+        dense = part.toarray(order="C") if sparse.issparse(part) else np.array(part, order="C")
+        yield block, torch.from_numpy(dense).to(device=device, dtype=dtype)

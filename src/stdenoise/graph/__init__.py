@@ -1,1 +1,0 @@
-"""Sparse spatial graphs: construction from coordinates, and products on tensors."""

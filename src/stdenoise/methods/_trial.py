@@ -1,0 +1,202 @@
+"""Running a method again on altered counts: what held-out, masking and null tests have in common."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy import sparse
+from torch import Tensor
+
+from stdenoise._base.checks import check_anndata, check_unique_genes
+from stdenoise._base.random import check_seed
+from stdenoise._io.expression import TARGET_SUM
+from stdenoise._io.inputs import keys_to_read
+from stdenoise._io.read import Denoised, make_spots, read_counts, select_genes
+from stdenoise.methods._base import Denoiser
+from stdenoise.methods.baselines import GeneMean
+from stdenoise.spatial.context import Context, read_context
+from stdenoise.stats import deviance
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A section on which methods are run, with the same genes and graph each time.
+
+    Parameters
+    ----------
+    counts
+        Whole counts of all genes, CSR, shape `(n_spots, n_all_genes)`.
+    genes
+        Names of all genes.
+    positions
+        Columns to model and score; `None` for all.
+    context
+        What surrounds the spots.
+    device
+        Where methods run.
+    """
+
+    counts: sparse.csr_matrix
+    genes: tuple[str, ...]
+    positions: np.ndarray | None
+    context: Context
+    device: torch.device
+
+    def with_counts(self, counts: sparse.csr_matrix) -> Trial:
+        """Return the same section with other counts."""
+        return replace(self, counts=counts)
+
+    def without_edges(self) -> Trial:
+        """Return the same section, each spot on its own."""
+        return replace(self, context=self.context.without_neighbors(self.counts.shape[0]))
+
+    def modelled(self, counts: sparse.csr_matrix) -> sparse.csr_matrix:
+        """Columns of the modelled genes."""
+        return counts if self.positions is None else counts[:, self.positions]
+
+    @property
+    def modelled_genes(self) -> list[str]:
+        """Names of the modelled genes."""
+        return list(self.genes) if self.positions is None else [self.genes[i] for i in self.positions]
+
+    def fit(self, method: Denoiser, *, seed: int, progress: bool) -> Denoised:
+        """Run a method on these counts."""
+        spots = make_spots(self.counts, self.genes, positions=self.positions, context=self.context, device=self.device)
+        return method.fit(spots, seed=seed, progress=progress)
+
+    def expected(self, result: Denoised) -> Tensor:
+        """Expected counts of the modelled genes at the depth of these counts, shape `(n_spots, n_genes)`.
+
+        Zero inflation lowers the expectation: it is mean x (1 - dropout). Values on the `log1p` scale are turned back
+        into counts, at the depth that the modelled genes of the spot have.
+        """
+        if result.scale == "counts":
+            return result.mean if result.dropout is None else result.mean * (1 - result.dropout)
+        depth = np.asarray(self.modelled(self.counts).sum(axis=1, dtype=np.float64)).ravel()
+        factor = torch.tensor(depth / TARGET_SUM, dtype=result.mean.dtype, device=result.mean.device)
+        return result.mean.clamp(min=0).expm1() * factor[:, None]
+
+    def thinned(self, fraction: float, seed: int) -> tuple[Trial, sparse.csr_matrix]:
+        """Return the section without a share of its molecules, and the held-out counts of all genes."""
+        rest, held_out = deviance.thin(self.counts, fraction, np.random.default_rng(seed))
+        return self.with_counts(rest), held_out
+
+    def deviance(self, expected: Tensor, held_out: sparse.csr_matrix, fraction: float) -> deviance.Deviance:
+        """Deviance of held-out counts of all genes under the expectation from the rest.
+
+        Spots without any remaining count are not scored: nothing is known about their depth.
+        """
+        train = self.modelled(self.counts)
+        total = np.asarray(self.counts.sum(axis=1, dtype=np.float64)).ravel()
+        rows = np.flatnonzero(total > 0)
+        depth = total[rows] / np.median(total[rows])
+        profile = deviance.mean_profile(train[rows], depth)
+        odds = fraction / (1 - fraction)
+        return deviance.count_deviance(
+            (expected if len(rows) == len(total) else expected[torch.from_numpy(rows).to(expected.device)]) * odds,
+            self.modelled(held_out)[rows],
+            depth=depth * odds,
+            profile=profile,
+            # The dispersion around the means belongs to the gene and does not change with depth.
+            dispersion=deviance.moment_dispersion(train[rows], depth, profile),
+        )
+
+
+def read_trial(
+    adata: AnnData,
+    methods: Sequence[Denoiser],
+    *,
+    layer: str | None,
+    genes: str | Sequence[str] | None,
+    graph_key: str,
+    library_key: str | None,
+    spatial_key: str,
+    features_key: str | None,
+    device: str,
+    seed: int,
+    with_graph: bool = False,
+) -> Trial:
+    """Read what the methods need, and a graph in any case if asked for, or raise before any of them runs."""
+    from stdenoise._base.device import resolve_device
+
+    check_seed(seed)
+    check_anndata(adata)
+    check_unique_genes(adata)
+    keys = keys_to_read(
+        adata,
+        methods,
+        graph_key=graph_key,
+        library_key=library_key,
+        spatial_key=spatial_key,
+        features_key=features_key,
+        with_graph=with_graph,
+    )
+    target = resolve_device(device)
+    positions = select_genes(adata, genes)
+    counts = read_counts(adata, layer)
+    if not counts.has_canonical_format:
+        counts = counts.copy()
+        counts.sum_duplicates()
+    context = read_context(adata, **keys, device=target)
+    return Trial(counts, tuple(map(str, adata.var_names)), positions, context, target)
+
+
+def held_out_scores(
+    trial: Trial,
+    methods: Sequence[Denoiser],
+    *,
+    fraction: float,
+    n_splits: int,
+    seed: int,
+    progress: bool,
+) -> pd.DataFrame:
+    """Score methods on the same held-out molecules; one row per split and method.
+
+    Split `i` is drawn with `seed + i`, which is the seed of the methods too.
+    """
+    from tqdm import tqdm
+
+    rows = []
+    with tqdm(total=n_splits * len(methods), desc="held out", unit="fit", disable=not progress) as bar:
+        for split in range(n_splits):
+            rest, held_out = trial.thinned(fraction, seed + split)
+            constant = rest.deviance(rest.expected(rest.fit(GeneMean(), seed=seed, progress=False)), held_out, fraction)
+            for method in methods:
+                bar.set_postfix_str(method.label)
+                start = time.perf_counter()
+                result = rest.fit(method, seed=seed + split, progress=False)
+                seconds = time.perf_counter() - start
+                score = rest.deviance(rest.expected(result), held_out, fraction)
+                rows.append(
+                    {
+                        "method": method.label,
+                        "split": split,
+                        "seed": seed + split,
+                        "fraction": fraction,
+                        "poisson_deviance": score.poisson,
+                        "nb_deviance": score.negative_binomial,
+                        "poisson_gene_mean": constant.poisson,
+                        "nb_gene_mean": constant.negative_binomial,
+                        "explained": 1 - score.poisson / constant.poisson,
+                        "floored": score.floored,
+                        "n_molecules": int(trial.modelled(held_out).sum()),
+                        "seconds": seconds,
+                    }
+                )
+                bar.update()
+    return pd.DataFrame(rows)
+
+
+def check_fraction(name: str, value: Any) -> None:
+    """Raise unless the value lies strictly between 0 and 1."""
+    if isinstance(value, bool) or not isinstance(value, int | float | np.floating) or not 0 < value < 1:
+        raise ValueError(f"{name} must be a number between 0 and 1, both excluded, not {value!r}.")

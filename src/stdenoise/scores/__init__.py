@@ -1,1 +1,0 @@
-"""Scores on tensors: what the metrics compute, without any AnnData."""

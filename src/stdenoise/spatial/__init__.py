@@ -1,0 +1,1 @@
+"""What methods see and return: spots, their graph, tiles."""

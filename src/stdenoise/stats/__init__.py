@@ -1,0 +1,1 @@
+"""Numerics without AnnData and without layers."""

@@ -1,0 +1,109 @@
+import numpy as np
+import pytest
+import torch
+from scipy import sparse
+
+import stdenoise as st
+from stdenoise._io.expression import lognorm
+from stdenoise._io.read import Denoised
+from stdenoise.methods import DUSTED, GeneMean, NeighborMean, Raw, Smoother
+from stdenoise.methods._trial import check_fraction, held_out_scores, read_trial
+
+OPTIONS = {"layer": None, "genes": None, "graph_key": "spatial", "library_key": None, "device": "cpu", "seed": 0}
+OPTIONS |= {"spatial_key": "spatial", "features_key": None}
+
+
+@pytest.fixture
+def trial(irregular):
+    return read_trial(irregular, [NeighborMean()], **OPTIONS)
+
+
+def test_counts_on_the_log_scale_are_turned_back(trial):
+    values = torch.tensor(lognorm(trial.counts).toarray())
+    expected = trial.expected(Denoised(mean=values, scale="log1p"))
+    np.testing.assert_allclose(expected.numpy(), trial.counts.toarray(), atol=1e-6)
+
+
+def test_zero_inflation_lowers_the_expectation(trial):
+    mean, dropout = torch.full((41, 10), 2.0), torch.full((41, 10), 0.25)
+    expected = trial.expected(Denoised(mean=mean, scale="counts", dropout=dropout))
+    assert torch.equal(expected, torch.full((41, 10), 1.5))
+
+
+def test_gene_subsets_keep_the_depth_of_all_genes(irregular):
+    trial = read_trial(irregular, [GeneMean()], **{**OPTIONS, "genes": ["gene1", "gene5"]})
+    mean = trial.fit(GeneMean(), seed=0, progress=False).mean.numpy()
+    depth = irregular.X.toarray().sum(1)
+    total = irregular[:, ["gene1", "gene5"]].X.toarray().sum(0)
+    np.testing.assert_allclose(mean, np.outer(depth, total) / depth.sum(), rtol=1e-5)
+    assert trial.modelled_genes == ["gene1", "gene5"]
+
+
+def test_without_edges_every_spot_is_on_its_own(trial):
+    alone = trial.without_edges()
+    assert alone.context.graph.n_edges == 0
+    mean = alone.fit(NeighborMean(n_hops=5), seed=0, progress=False).mean.numpy()
+    np.testing.assert_allclose(mean, trial.counts.toarray(), rtol=1e-5)
+
+
+def test_no_graph_is_read_where_none_is_needed(irregular):
+    del irregular.obsp["spatial_connectivities"]
+    assert read_trial(irregular, [Raw()], **OPTIONS).context.graph is None
+    with pytest.raises(KeyError, match="Build the graph first"):
+        read_trial(irregular, [Raw(), DUSTED()], **OPTIONS)
+    with pytest.raises(KeyError, match="Build the graph first"):
+        read_trial(irregular, [Raw()], **OPTIONS, with_graph=True)
+
+
+def test_keys_are_for_at_least_one_of_the_methods(irregular):
+    irregular.obsm["mine"] = irregular.obsm["spatial"] + 1
+    irregular.obsp["mine_connectivities"] = irregular.obsp["spatial_connectivities"]
+    for key, users in (("graph_key", [NeighborMean(), DUSTED()]), ("spatial_key", [Smoother(), DUSTED()])):
+        options = {**OPTIONS, key: "mine"}
+        for user in users:
+            read_trial(irregular, [Raw(), user], **options)
+        with pytest.raises(TypeError, match=f"{key}='mine' has no effect for raw, gene_mean, which read no"):
+            read_trial(irregular, [Raw(), GeneMean()], **options)
+        with pytest.raises(KeyError, match="'nonsense.*' is not in adata.obs"):
+            read_trial(irregular, [Raw(), *users], **{**options, key: "nonsense"})
+    read_trial(irregular, [Raw()], **{**OPTIONS, "graph_key": "mine"}, with_graph=True)
+
+
+def test_a_method_is_run_as_by_the_verb():
+    # With several patches per pass, which are cut by coordinates.
+    section = st.datasets.tissue(n_spots=300, n_genes=12)
+    section.obsm["mine"] = section.obsm["spatial"][:, ::-1] * [1, 3]
+    st.pp.spatial_graph(section)
+    small = {"n_hidden": 8, "n_latent": 3, "n_epochs": 3, "gate_reduction": 4, "batch_size": 100}
+    for key in ("spatial", "mine"):
+        trial = read_trial(section, [DUSTED()], **{**OPTIONS, "spatial_key": key})
+        mean = trial.fit(DUSTED(**small), seed=0, progress=False).mean.numpy()
+        whole = st.tl.denoise(section, "dusted", spatial_key=key, copy=True, **small)
+        np.testing.assert_array_equal(mean, whole.layers["dusted_mean"])
+
+
+def test_spots_without_training_counts_are_not_scored(irregular):
+    trial = read_trial(irregular, [Raw()], **OPTIONS)
+    held_out = sparse.csr_matrix(np.ones(trial.counts.shape, dtype=np.float32))
+    expected = torch.ones(trial.counts.shape)
+    before = trial.deviance(expected, held_out, 0.1)
+    expected[irregular.obs_names.get_loc("spot7")] = 1e-30
+    assert trial.deviance(expected, held_out, 0.1) == before
+
+
+def test_every_method_sees_the_same_molecules(trial):
+    table = held_out_scores(trial, [Raw(), GeneMean()], fraction=0.2, n_splits=2, seed=3, progress=False)
+    assert list(table["method"]) == ["raw", "gene_mean"] * 2
+    assert list(table["seed"]) == [3, 3, 4, 4]
+    by_split = table.groupby("split")["n_molecules"]
+    assert (by_split.nunique() == 1).all()
+    assert by_split.first().nunique() == 2
+    gene_mean = table[table["method"] == "gene_mean"]
+    np.testing.assert_allclose(gene_mean["poisson_deviance"], gene_mean["poisson_gene_mean"], rtol=1e-12)
+    np.testing.assert_allclose(gene_mean["explained"], 0, atol=1e-12)
+
+
+@pytest.mark.parametrize("value", [0, 1, -0.1, 1.5, True, "half", float("nan")])
+def test_fractions_lie_between_0_and_1(value):
+    with pytest.raises(ValueError, match="fraction must be a number between 0 and 1, both excluded"):
+        check_fraction("fraction", value)
