@@ -36,10 +36,9 @@ def run_ours(matrix, n_pca, seed):
 
     import torch
 
-    from stdenoise._io.read import make_spots
     from stdenoise.methods.magic import MAGIC
-    from stdenoise.spatial.context import Context
     from stdenoise.spatial.graph import to_csr_tensor
+    from stdenoise.spatial.spots import Context, make_spots
 
     genes = [str(number) for number in range(matrix.shape[1])]
     spots = make_spots(matrix, genes, positions=None, context=Context(), device=torch.device("cpu"))

@@ -32,7 +32,7 @@ def prepare(path):
     import anndata as ad
     import scanpy as sc
 
-    from stdenoise._io.expression import lognorm
+    from stdenoise.spatial.normalize import lognorm
 
     whole = sc.read_h5ad(path)
     sc.pp.highly_variable_genes(whole, flavor="seurat_v3", n_top_genes=min(3000, whole.n_vars), subset=True)
@@ -57,10 +57,9 @@ def run_ours(adata, weights, mode, radius):
 
     import torch
 
-    from stdenoise._io.read import make_spots
     from stdenoise.methods.sme import SME
-    from stdenoise.spatial.context import Context
     from stdenoise.spatial.graph import to_csr_tensor
+    from stdenoise.spatial.spots import Context, make_spots
 
     context = Context(
         coordinates=torch.tensor(adata.obs[["imagecol", "imagerow"]].to_numpy()),

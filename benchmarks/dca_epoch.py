@@ -43,9 +43,8 @@ def model(likelihood):
 def ours(likelihood, n_epochs):
     import torch
 
-    from stdenoise._io.read import make_spots
     from stdenoise.methods.dca.batches import Batches, standardization
-    from stdenoise.spatial.context import Context
+    from stdenoise.spatial.spots import Context, make_spots
     from stdenoise.train.loop import train
     from stdenoise.train.patches import Patches
     from stdenoise.train.run import Run

@@ -49,10 +49,9 @@ def patches(device, n_hops):
     """The tissue, of which one patch holds all."""
     import torch
 
-    from stdenoise._io.read import make_spots
-    from stdenoise.spatial.context import Context
     from stdenoise.spatial.graph import SpatialGraph
     from stdenoise.spatial.radius import auto_radius_edges
+    from stdenoise.spatial.spots import Context, make_spots
     from stdenoise.train.patches import Patches
 
     counts, _, _, xy = tissue()

@@ -12,7 +12,7 @@ import time
 import numpy as np
 
 import stdenoise as st
-from stdenoise._io.expression import lognorm
+from stdenoise.spatial.normalize import lognorm
 
 PUBLISHED = {1: 1.0831, 2: 1.0406, 3: 1.2575, 4: 1.6977}
 

@@ -9,6 +9,7 @@ import hypothesis
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from scipy import sparse
 
 import stdenoise as st
@@ -162,3 +163,35 @@ def assert_same(left, right):
 def assert_same_fixture():
     """Assert that two parts of AnnData objects hold equal values."""
     return assert_same
+
+
+@pytest.fixture(scope="session")
+def read_trial():
+    """How the metrics read a section on which methods are run again."""
+    from stdenoise._io.read import read_parts
+    from stdenoise.methods._registry import inputs_of
+    from stdenoise.methods._trial import Trial
+
+    def read(adata, methods, *, with_graph=False, **changed):
+        keys = {"graph_key": "spatial", "library_key": None, "spatial_key": "spatial", "features_key": None}
+        options = {"layer": None, "genes": None, **keys, "device": torch.device("cpu"), **changed}
+        return Trial(*read_parts(adata, inputs_of(methods, with_graph=with_graph), **options), options["device"])
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def read_spots():
+    """What methods see of an AnnData."""
+    from stdenoise._io.read import read_context, read_counts
+    from stdenoise.spatial.spots import make_spots
+
+    def read(adata, *, layer=None, positions=None, allow_fractions=False, **keys):
+        counts = read_counts(adata, layer, allow_fractions=allow_fractions)
+        none = dict.fromkeys(("graph_key", "library_key", "spatial_key", "features_key"))
+        context = read_context(adata, **{**none, **keys}, device=torch.device("cpu"))
+        return make_spots(
+            counts, tuple(adata.var_names), positions=positions, context=context, device=torch.device("cpu")
+        )
+
+    return read

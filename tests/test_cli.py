@@ -15,7 +15,7 @@ from click.testing import CliRunner
 
 import stdenoise as st
 from stdenoise import __main__ as cli
-from stdenoise._base import files as _files
+from stdenoise._io import disk
 
 FAST = ["--set", "n_hidden=8", "--set", "n_latent=3", "--set", "n_epochs=3", "--set", "lr=0.01"]
 
@@ -74,12 +74,12 @@ def names_in(folder):
 def test_denoise_reads_and_writes_both_formats(run, tmp_path, suffix_in, suffix_out):
     source, target = tmp_path / f"in{suffix_in}", tmp_path / f"out{suffix_out}"
     adata = st.datasets.tissue(n_spots=61, n_genes=12)
-    _files.write(adata, source)
+    disk.write(adata, source)
     result = run("denoise", source, target, *FAST)
     assert result.exit_code == 0, result.output
     st.pp.spatial_graph(adata)
     st.tl.denoise(adata, n_hidden=8, n_latent=3, n_epochs=3, lr=0.01)
-    back = _files.read(target)
+    back = disk.read(target)
     np.testing.assert_array_equal(back.layers["dusted_mean"], adata.layers["dusted_mean"])
     np.testing.assert_array_equal(back.X.toarray(), adata.X.toarray())
     assert names_in(tmp_path) == sorted([source.name, target.name])
@@ -121,13 +121,13 @@ def test_values_in_a_file_are_rounded_to_two_tenths_of_a_percent(run, section, t
     assert run("denoise", section, exact, *FAST, "--dtype", "float32").exit_code == 0
     assert run("denoise", section, rounded, *FAST).exit_code == 0
     for name in ("mean", "dispersion", "dropout"):
-        before, after = (_files.read(path).layers[f"dusted_{name}"] for path in (exact, rounded))
+        before, after = (disk.read(path).layers[f"dusted_{name}"] for path in (exact, rounded))
         assert after.dtype == np.float32
         error = np.abs(after / before - 1).max()
         assert 2**-12 < error <= 2**-9
         # Nine significant bits: what is left of the others is zero.
         assert not (after.view(np.uint32) & 0x7FFF).any()
-    np.testing.assert_array_equal(_files.read(rounded).obsm["X_dusted"], _files.read(exact).obsm["X_dusted"])
+    np.testing.assert_array_equal(disk.read(rounded).obsm["X_dusted"], disk.read(exact).obsm["X_dusted"])
 
 
 @pytest.mark.parametrize(("flag", "shown"), [([], True), (["--progress"], True), (["--no-progress"], False)])
@@ -297,9 +297,9 @@ def test_the_method_is_that_of_the_model(run, section, tmp_path):
 def test_out_is_replaced(run, section, tmp_path):
     for suffix in (".h5ad", ".zarr"):
         target = tmp_path / f"out{suffix}"
-        _files.write(st.datasets.tissue(n_spots=5, n_genes=3), target)
+        disk.write(st.datasets.tissue(n_spots=5, n_genes=3), target)
         assert run("denoise", section, target, *FAST).exit_code == 0
-        assert _files.read(target).shape == (61, 12)
+        assert disk.read(target).shape == (61, 12)
 
 
 # Bad input: one line of error, exit code 2, nothing written
@@ -370,7 +370,7 @@ def test_a_graph_across_libraries_is_one_line(run, tmp_path):
 
 def test_an_unwritable_folder_is_found_before_any_work(run, section, tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda _, mode: not mode & os.W_OK)
-    monkeypatch.setattr(_files, "read", lambda *_: pytest.fail("work was done"))
+    monkeypatch.setattr(disk, "read", lambda *_: pytest.fail("work was done"))
     result = run("denoise", section, tmp_path / "out.h5ad", *FAST)
     assert result.exit_code == 2
     (line,) = lines_of(result.stderr)
@@ -380,7 +380,7 @@ def test_an_unwritable_folder_is_found_before_any_work(run, section, tmp_path, m
 @pytest.mark.parametrize("suffix", [".h5ad", ".zarr"])
 def test_an_interrupted_write_leaves_the_old_file(run, section, tmp_path, monkeypatch, suffix):
     target = tmp_path / f"out{suffix}"
-    _files.write(st.datasets.tissue(n_spots=5, n_genes=3), target)
+    disk.write(st.datasets.tissue(n_spots=5, n_genes=3), target)
 
     def break_off(adata, path, **_):
         path.write_text("half")
@@ -392,7 +392,7 @@ def test_an_interrupted_write_leaves_the_old_file(run, section, tmp_path, monkey
     assert result.exit_code == 2
     assert "no space left on device" in result.stderr
     assert names_in(tmp_path) == sorted([section.name, target.name])
-    assert _files.read(target).shape == (5, 3)
+    assert disk.read(target).shape == (5, 3)
 
 
 def test_a_failed_run_leaves_the_old_file(run, section, tmp_path):
@@ -490,7 +490,7 @@ def test_a_network_is_saved_and_applied(run, section, tmp_path, suffix):
     assert run("denoise", section, first, *FAST, "--save-model", network).exit_code == 0
     result = run("denoise", section, second, "--model", network, "--key-added", "mine", "--arrays", "dropout,latent")
     assert result.exit_code == 0, result.output
-    before, after = ad.read_h5ad(first), _files.read(second)
+    before, after = ad.read_h5ad(first), disk.read(second)
     np.testing.assert_array_equal(after.layers["mine_mean"], before.layers["dusted_mean"])
     assert {name for name in after.layers if "mine" in name} == {"mine_mean", "mine_dropout"}
     assert "dusted, seed 0, cpu" in result.stdout

@@ -12,38 +12,18 @@ import stdenoise as st
 
 SOURCE = Path(st.__file__).parent
 FILES = sorted(SOURCE.rglob("*.py"))
-FLOORS = {
-    **dict.fromkeys(
-        ["_keys", "_settings", "_device", "_random", "_validate", "_paths", "_files", "_mclust", "_memory"], 0
-    ),
-    **dict.fromkeys(["graph", "nn", "train", "scores"], 1),
-    **dict.fromkeys(
-        [
-            "_build_graph",
-            "_context",
-            "_image",
-            "_expression",
-            "_spots",
-            "_results",
-            "_highly_variable",
-            "_held_out",
-            "_patches",
-            "_source",
-            "_scratch",
-            "_stream",
-        ],
-        1.5,
-    ),
-    **dict.fromkeys(["methods", "_clusters"], 2),
-    "_plan": 2.5,
-    "_inputs": 2.5,
-    "_trial": 2.5,
-    **dict.fromkeys(["pp", "tl", "get", "metrics", "pl", "datasets"], 3),
-    "benchmark": 3.5,
-    "cli": 4,
-    "__main__": 5,
-}
-PURE = ("methods", "nn", "train", "graph", "scores")
+FLOORS = (
+    {"_base"},
+    {"spatial"},
+    {"stats", "nn", "train", "_io"},
+    {"methods"},
+    {"tl", "metrics", "pp", "get", "pl", "datasets"},
+    {"benchmark", "__main__"},
+)
+FLOOR = {room: floor for floor, rooms in enumerate(FLOORS, start=1) for room in rooms}
+PUBLIC = FLOOR["tl"]
+# scvi-tools takes nothing but an AnnData: its adapter makes one.
+EXTERNAL = {"methods/scvi.py"}
 
 
 def name_of(path):
@@ -58,8 +38,8 @@ def is_type_checking(node):
     return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
 
 
-def imports_of(path):
-    """Yield the full name of everything a file imports, inside functions too, and whether only for type hints."""
+def imports_of(path, *, inside_functions=True):
+    """Yield the full name of everything a file imports, and whether only for type hints."""
 
     def walk(node, for_types):
         if isinstance(node, ast.Import):
@@ -69,10 +49,26 @@ def imports_of(path):
             assert node.level == 0, f"{name_of(path)}: relative import"
             for alias in node.names:
                 yield f"{node.module}.{alias.name}", for_types
+        if isinstance(node, ast.FunctionDef) and not inside_functions:
+            return
         for child in ast.iter_child_nodes(node):
             yield from walk(child, for_types or is_type_checking(node))
 
     yield from walk(ast.parse(path.read_text()), False)
+
+
+def module_of(path):
+    return ".".join(("stdenoise", *path.relative_to(SOURCE).with_suffix("").parts)).removesuffix(".__init__")
+
+
+MODULES = {module_of(path) for path in FILES}
+
+
+def modules_used(path):
+    """Modules of ours that a file imports when it is imported, each as the file that has the name."""
+    for name, for_types in imports_of(path, inside_functions=False):
+        if name.startswith("stdenoise.") and not for_types:
+            yield name if name in MODULES else name.rpartition(".")[0]
 
 
 def rooms_used(path):
@@ -98,50 +94,55 @@ VERBS = {
 
 
 def test_every_room_has_a_floor():
-    assert {room_of(path) for path in FILES} - {"__init__"} == set(FLOORS)
+    assert {room_of(path) for path in FILES} - {"__init__"} == set(FLOOR)
 
 
-@pytest.mark.parametrize("path", [path for path in FILES if room_of(path) != "__init__"], ids=name_of)
-def test_rooms_import_from_no_higher_floor(path):
-    own = FLOORS[room_of(path)]
-    for room in rooms_used(path) & set(FLOORS):
-        assert FLOORS[room] <= own, f"{room_of(path)} on floor {own} imports {room} on floor {FLOORS[room]}"
+def test_no_file_lies_loose_at_the_top():
+    assert {path.name for path in SOURCE.glob("*.py")} == {"__init__.py", "__main__.py"}
 
 
-def test_public_rooms_do_not_import_each_other():
+@pytest.mark.parametrize("path", [path for path in FILES if room_of(path) in FLOOR], ids=name_of)
+def test_rooms_import_from_lower_floors_only(path):
+    own = room_of(path)
+    wrong = [room for room in rooms_used(path) & set(FLOOR) if FLOOR[room] >= FLOOR[own]]
+    assert not wrong, f"{own} on floor {FLOOR[own]} imports {wrong}"
+
+
+def test_only_public_rooms_and_what_stands_on_them_import_io():
     for path in FILES:
-        if FLOORS.get(room_of(path)) == 3:
-            assert not [room for room in rooms_used(path) if FLOORS.get(room) == 3], name_of(path)
+        if "_io" in rooms_used(path):
+            assert FLOOR[room_of(path)] >= PUBLIC, name_of(path)
 
 
-def test_rooms_of_one_floor_do_not_import_in_a_circle():
-    uses = {room: set() for room in FLOORS}
-    for path in FILES:
-        if room_of(path) in FLOORS:
-            uses[room_of(path)] |= rooms_used(path) & set(FLOORS)
+def test_files_of_a_room_do_not_import_in_a_circle():
+    uses = {module_of(path): {m for m in modules_used(path) if m in MODULES} for path in FILES}
     while uses:
-        free = {room for room, used in uses.items() if not used & set(uses)}
+        free = {module for module, used in uses.items() if not used & set(uses)}
         assert free, f"a circle among {sorted(uses)}"
-        uses = {room: used for room, used in uses.items() if room not in free}
+        uses = {module: used for module, used in uses.items() if module not in free}
+
+
+def test_no_two_private_files_have_one_name():
+    names = [path.stem for path in FILES if path.stem.startswith("_") and not path.stem.startswith("__")]
+    assert len(names) == len(set(names)), sorted(name for name in set(names) if names.count(name) > 1)
 
 
 def test_only_the_command_line_imports_the_whole_package():
     for path in FILES:
         if any(name == "stdenoise" for name, _ in imports_of(path)):
-            assert room_of(path) == "cli"
+            assert room_of(path) == "__main__"
 
 
-@pytest.mark.parametrize("path", [path for path in FILES if room_of(path) in PURE], ids=name_of)
-def test_methods_never_see_anndata_or_plots(path):
-    # scvi-tools takes nothing but an AnnData: its adapter makes one.
-    allowed = {"anndata"} if name_of(path) == "methods/scvi.py" else set()
-    for name, _ in imports_of(path):
-        assert name.split(".")[0] not in {"anndata", "scanpy", "squidpy", "matplotlib"} - allowed
+@pytest.mark.parametrize("path", [path for path in FILES if FLOOR.get(room_of(path), PUBLIC) < PUBLIC], ids=name_of)
+def test_only_io_sees_anndata_and_nothing_below_plots(path):
+    allowed = {"anndata"} if room_of(path) == "_io" or name_of(path) in EXTERNAL else set()
+    for name, for_types in imports_of(path):
+        assert for_types or name.split(".")[0] not in {"anndata", "scanpy", "squidpy", "matplotlib"} - allowed
 
 
 def test_the_ground_floor_needs_no_torch_at_import():
     for path in FILES:
-        if FLOORS.get(room_of(path)) == 0:
+        if room_of(path) == "_base":
             top = ast.parse(path.read_text()).body
             names = [ast.unparse(node) for node in top if isinstance(node, ast.Import | ast.ImportFrom)]
             assert not [name for name in names if re.search(r"\b(torch|anndata|scanpy|matplotlib)\b", name)], name_of(
@@ -175,7 +176,7 @@ def test_nothing_seeds_or_draws_from_a_global_generator(path):
             assert "generator" in [keyword.arg for keyword in node.keywords]
 
 
-@pytest.mark.parametrize("path", [path for path in FILES if room_of(path) != "cli"], ids=name_of)
+@pytest.mark.parametrize("path", [path for path in FILES if room_of(path) != "__main__"], ids=name_of)
 def test_only_the_command_line_prints(path):
     calls = [ast.unparse(node.func) for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
     assert not [call for call in calls if call in ("print", "click.echo", "plt.show", "logging.basicConfig")]

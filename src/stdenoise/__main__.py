@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import stdenoise as st
-from stdenoise._base import files as _files
+from stdenoise._base import files
 from stdenoise._base import keys as _keys
 from stdenoise._base.checks import check_name
 from stdenoise._base.device import resolve_device, speaks_for_all
@@ -22,10 +22,11 @@ from stdenoise._base.keys import GraphKeys
 from stdenoise._base.memory import peak_gb
 from stdenoise._base.paths import ANNDATA, CHECKPOINT, FIGURE, MODEL, check_paths
 from stdenoise._base.random import check_seed
-from stdenoise._io.expression import lognorm
+from stdenoise._io import disk
 from stdenoise._io.section import Source, open_source
 from stdenoise.methods._registry import make_method
 from stdenoise.pp._highly_variable import MIN_TOTAL, mark_highly_variable
+from stdenoise.spatial.normalize import lognorm
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -131,9 +132,9 @@ def denoise(
                 ("save_model", options["save_model"], MODEL),
             ],
         )
-        _files.check_writable(target)
+        files.check_writable(target)
         may_stream = denoiser.has_network and target.suffix == ".zarr" and n_top_genes is None
-        data = open_source(source, layer) if may_stream else _files.read(source)
+        data = open_source(source, layer) if may_stream else disk.read(source)
         adata = data.light if isinstance(data, Source) else data
         start = time.perf_counter()
         chosen: str | list[str] | None = genes
@@ -241,11 +242,11 @@ def simulate(
 ) -> None:
     """Simulate a tissue whose true counts are known, and write it to OUT, a .h5ad or .zarr."""
     with _one_line_errors():
-        _files.check_writable(target)
+        files.check_writable(target)
         adata = st.datasets.simulate(
             pattern, setting=setting, seed=seed, edge_mode=edge_mode, n_spots=n_spots, n_genes=n_genes
         )
-        _files.write(adata, target)
+        disk.write(adata, target)
     click.echo(f"{adata.n_obs} spots x {adata.n_vars} genes, {_mean_count(adata):.0f} counts per spot: {target}")
 
 
@@ -266,7 +267,7 @@ def demo(folder: Path, n_epochs: int) -> None:
     with _one_line_errors():
         folder.mkdir(parents=True, exist_ok=True)
         figure, data = folder / "demo.png", folder / "demo.h5ad"
-        _files.check_writable(data)
+        files.check_writable(data)
         check_paths([], [("the figure", figure, FIGURE), ("the data", data, ANNDATA)])
         adata = st.datasets.tissue()
         click.echo(f"A tissue of {adata.n_obs} spots x {adata.n_vars} genes, {_mean_count(adata):.0f} counts per spot.")
@@ -279,7 +280,7 @@ def demo(folder: Path, n_epochs: int) -> None:
         )
         axes = st.pl.compare(adata, _patterned_genes(adata), size=12)
         axes[0, 0].figure.savefig(figure, dpi=110)
-        _files.write(adata, data)
+        disk.write(adata, data)
     _summary(adata, "dusted", data, seconds)
     click.echo("Mean squared error against the truth, log1p of counts per 10,000:")
     click.echo(f"  raw counts  {before:.3f}")

@@ -3,8 +3,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
-from stdenoise._base.checks import check_choice, check_counts, check_number, lookup, near_match
+from stdenoise._base.checks import check_choice, check_number, lookup, near_match
 from stdenoise._base.random import check_seed, torch_generator
+from stdenoise._io.read import check_counts
 
 
 @pytest.mark.parametrize(

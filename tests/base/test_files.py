@@ -12,7 +12,8 @@ from click.testing import CliRunner
 
 import stdenoise as st
 from stdenoise import __main__ as cli
-from stdenoise._base import files as _files
+from stdenoise._base import files
+from stdenoise._io import disk
 
 
 @pytest.fixture
@@ -22,8 +23,8 @@ def tissue():
 
 @pytest.mark.parametrize("suffix", [".h5ad", ".zarr"])
 def test_round_trip(tissue, tmp_path, suffix, assert_same):
-    _files.write(tissue, tmp_path / f"a{suffix}")
-    back = _files.read(tmp_path / f"a{suffix}")
+    disk.write(tissue, tmp_path / f"a{suffix}")
+    back = disk.read(tmp_path / f"a{suffix}")
     assert not back.isbacked
     for part in ("X", "obs", "layers", "obsm"):
         assert_same(getattr(tissue, part), getattr(back, part))
@@ -33,19 +34,19 @@ def test_round_trip(tissue, tmp_path, suffix, assert_same):
 @pytest.mark.usefixtures("exchange")
 def test_what_was_there_is_replaced(tissue, tmp_path, suffix):
     path = tmp_path / f"a{suffix}"
-    _files.write(tissue, path)
-    _files.write(tissue[:7].copy(), path)
-    assert _files.read(path).n_obs == 7
+    disk.write(tissue, path)
+    disk.write(tissue[:7].copy(), path)
+    assert disk.read(path).n_obs == 7
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="an open file cannot be replaced there")
 def test_who_reads_the_old_file_is_not_disturbed(tissue, tmp_path):
     path = tmp_path / "a.h5ad"
-    _files.write(tissue, path)
+    disk.write(tissue, path)
     old = path.read_bytes()
     with path.open("rb") as reader:
-        _files.write(tissue[:7].copy(), path)
+        disk.write(tissue[:7].copy(), path)
         assert reader.read() == old
     assert path.read_bytes() != old
 
@@ -56,7 +57,7 @@ def test_who_reads_the_old_file_is_not_disturbed(tissue, tmp_path):
 def test_an_interrupted_write_changes_nothing(tissue, tmp_path, monkeypatch, suffix, error, there):
     path = tmp_path / f"a{suffix}"
     if there:
-        _files.write(tissue, path)
+        disk.write(tissue, path)
     write = getattr(ad.AnnData, f"write_{suffix[1:]}")
 
     def break_off(self, target, **arguments):
@@ -66,17 +67,17 @@ def test_an_interrupted_write_changes_nothing(tissue, tmp_path, monkeypatch, suf
     with monkeypatch.context() as patch:
         patch.setattr(ad.AnnData, f"write_{suffix[1:]}", break_off)
         with pytest.raises(error):
-            _files.write(tissue[:7].copy(), path)
+            disk.write(tissue[:7].copy(), path)
     assert [entry.name for entry in tmp_path.iterdir()] == ([path.name] if there else [])
     if there:
-        assert _files.read(path).n_obs == 20
+        assert disk.read(path).n_obs == 20
 
 
 @pytest.fixture(params=[True, False], ids=["exchange", "renames"])
 def exchange(request, monkeypatch):
     """Let folders change places at once, and on a system that cannot do that."""
     if not request.param:
-        monkeypatch.setattr(_files, "_exchange", lambda *_: False)
+        monkeypatch.setattr(files, "_exchange", lambda *_: False)
     elif sys.platform != "linux":
         pytest.skip("only Linux can exchange two folders")
     return request.param
@@ -86,7 +87,7 @@ def exchange(request, monkeypatch):
 @pytest.mark.parametrize("suffix", [".h5ad", ".zarr"])
 def test_a_failed_rename_changes_nothing(tissue, tmp_path, monkeypatch, suffix, error):
     path = tmp_path / f"a{suffix}"
-    _files.write(tissue, path)
+    disk.write(tissue, path)
 
     replace = Path.replace
 
@@ -98,16 +99,16 @@ def test_a_failed_rename_changes_nothing(tissue, tmp_path, monkeypatch, suffix, 
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "replace", fail)
-        patch.setattr(_files, "_exchange", lambda *_: False)
+        patch.setattr(files, "_exchange", lambda *_: False)
         with pytest.raises(error):
-            _files.write(tissue[:7].copy(), path)
+            disk.write(tissue[:7].copy(), path)
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
-    assert _files.read(path).n_obs == 20
+    assert disk.read(path).n_obs == 20
 
 
 @pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
 def test_what_was_not_finished_is_removed(tmp_path, error):
-    with pytest.raises(error), _files.replacing(tmp_path / "a.zarr") as fresh:
+    with pytest.raises(error), files.replacing(tmp_path / "a.zarr") as fresh:
         assert fresh.parent.parent == tmp_path
         fresh.mkdir()
         (fresh / "part").write_text("half")
@@ -119,18 +120,18 @@ def test_what_was_not_finished_is_removed(tmp_path, error):
 def test_unknown_formats(tissue, tmp_path, path):
     message = r"is not valid; choose from \['.h5ad', '.zarr'\]"
     with pytest.raises(ValueError, match=message):
-        _files.read(tmp_path / path)
+        disk.read(tmp_path / path)
     with pytest.raises(ValueError, match=message):
-        _files.check_writable(tmp_path / path)
+        files.check_writable(tmp_path / path)
     with pytest.raises(ValueError, match=message):
-        _files.write(tissue, tmp_path / path)
+        disk.write(tissue, tmp_path / path)
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("suffix", [".h5ad", ".zarr"])
 def test_missing_files_are_named(tmp_path, suffix):
     with pytest.raises(FileNotFoundError, match=f"there is no '.*none{suffix}'"):
-        _files.read(tmp_path / f"none{suffix}")
+        disk.read(tmp_path / f"none{suffix}")
 
 
 @pytest.mark.parametrize("write_broken", [lambda path: path.write_text("text"), lambda path: path.write_bytes(b"")])
@@ -138,25 +139,25 @@ def test_a_broken_file_is_named(tmp_path, write_broken):
     path = tmp_path / "broken.h5ad"
     write_broken(path)
     with pytest.raises((OSError, ValueError), match="broken.h5ad"):
-        _files.read(path)
+        disk.read(path)
 
 
 def test_a_missing_folder_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="there is no folder '.*nowhere'"):
-        _files.check_writable(tmp_path / "nowhere" / "a.h5ad")
+        files.check_writable(tmp_path / "nowhere" / "a.h5ad")
 
 
 def test_a_file_in_place_of_the_folder_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(FileNotFoundError, match="there is no folder '.*file'"):
-        _files.check_writable(tmp_path / "file" / "a.h5ad")
+        files.check_writable(tmp_path / "file" / "a.h5ad")
 
 
 def test_a_folder_without_permission_is_named(tmp_path, monkeypatch):
     # The superuser may write anywhere, so let the system say no.
     monkeypatch.setattr(os, "access", lambda *_: False)
     with pytest.raises(PermissionError, match="the folder '.*' is not writable"):
-        _files.check_writable(tmp_path / "a.h5ad")
+        files.check_writable(tmp_path / "a.h5ad")
 
 
 def test_a_target_of_the_other_kind_is_found_before_writing(tmp_path):
@@ -164,14 +165,14 @@ def test_a_target_of_the_other_kind_is_found_before_writing(tmp_path):
     (tmp_path / "file.zarr").write_text("")
     for name in ("folder.h5ad", "file.zarr"):
         with pytest.raises((OSError, ValueError), match=name):
-            _files.check_writable(tmp_path / name)
+            files.check_writable(tmp_path / name)
 
 
 def test_paths_relative_to_the_working_folder(tissue, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    _files.check_writable(Path("a.h5ad"))
-    _files.write(tissue, Path("a.h5ad"))
-    np.testing.assert_array_equal(_files.read(Path("a.h5ad")).X.toarray(), tissue.X.toarray())
+    files.check_writable(Path("a.h5ad"))
+    disk.write(tissue, Path("a.h5ad"))
+    np.testing.assert_array_equal(disk.read(Path("a.h5ad")).X.toarray(), tissue.X.toarray())
 
 
 # Kills
@@ -180,7 +181,7 @@ def test_paths_relative_to_the_working_folder(tissue, tmp_path, monkeypatch):
 @pytest.mark.usefixtures("exchange")
 def test_only_what_we_write_is_replaced_even_if_it_came_during_the_work(tmp_path):
     path = tmp_path / "a.zarr"
-    with pytest.raises(FileExistsError, match="a.zarr'. it is a folder"), _files.replacing(path) as fresh:
+    with pytest.raises(FileExistsError, match="a.zarr'. it is a folder"), files.replacing(path) as fresh:
         fresh.mkdir()
         path.mkdir()
         (path / "thesis.txt").write_text("years of work")
@@ -194,16 +195,16 @@ def killed(tissue, tmp_path):
 
     def run(patch):
         path = tmp_path / "a.zarr"
-        _files.write(tissue, path)
+        disk.write(tissue, path)
         script = (
             "import os, signal, stdenoise as st\n"
             "from pathlib import Path\n"
-            "from stdenoise import _files\n"
+            "from stdenoise._base import files\nfrom stdenoise._io import disk\n"
             f"path = Path({str(path)!r})\n"
             "die = lambda: os.kill(os.getpid(), signal.SIGKILL)\n"
-            "exchange, replace = _files._exchange, Path.replace\n"
+            "exchange, replace = files._exchange, Path.replace\n"
             f"{patch}\n"
-            "_files.write(st.datasets.tissue(n_spots=7, n_genes=5), path)\n"
+            "disk.write(st.datasets.tissue(n_spots=7, n_genes=5), path)\n"
         )
         process = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
         assert process.returncode == -signal.SIGKILL, process.stderr
@@ -213,25 +214,25 @@ def killed(tissue, tmp_path):
 
 
 BETWEEN = (
-    "_files._exchange = lambda *_: False\n"
+    "files._exchange = lambda *_: False\n"
     "Path.replace = lambda self, target: die() if target == path else replace(self, target)"
 )
-BEFORE = "_files._exchange = lambda *paths: die()"
-AFTER = "_files._exchange = lambda *paths: (exchange(*paths), die())"
+BEFORE = "files._exchange = lambda *paths: die()"
+AFTER = "files._exchange = lambda *paths: (exchange(*paths), die())"
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 def test_what_a_kill_between_two_renames_left_aside_is_put_back(killed, tmp_path, caplog):
     path = killed(BETWEEN)
     assert not path.exists()
-    _files.check_writable(path)
-    assert _files.read(path).n_obs == 20
+    files.check_writable(path)
+    assert disk.read(path).n_obs == 20
     assert "put back" in caplog.text
     assert str(path) in caplog.text
     # A second start finds nothing to repair.
     caplog.clear()
-    _files.check_writable(path)
-    assert _files.read(path).n_obs == 20
+    files.check_writable(path)
+    assert disk.read(path).n_obs == 20
     assert not caplog.text
 
 
@@ -240,13 +241,13 @@ def test_the_command_line_puts_it_back_before_it_reads(killed):
     path = killed(BETWEEN)
     result = CliRunner().invoke(cli.main, ["denoise", str(path.with_name("none.h5ad")), str(path)])
     assert result.exit_code == 2
-    assert _files.read(path).n_obs == 20
+    assert disk.read(path).n_obs == 20
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux can exchange two folders")
 @pytest.mark.parametrize(("patch", "n_obs"), [(BEFORE, 20), (AFTER, 7)])
 def test_a_kill_around_the_exchange_leaves_the_old_or_the_new(killed, patch, n_obs):
-    assert _files.read(killed(patch)).n_obs == n_obs
+    assert disk.read(killed(patch)).n_obs == n_obs
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux can exchange two folders")
@@ -269,7 +270,7 @@ def test_a_folder_is_there_at_every_moment_while_it_is_replaced(tmp_path):
     reader.start()
     try:
         for _ in range(300):
-            with _files.replacing(path) as fresh:
+            with files.replacing(path) as fresh:
                 fill(fresh)
     finally:
         done.set()

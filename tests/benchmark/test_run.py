@@ -13,8 +13,8 @@ import pytest
 
 import stdenoise as st
 from stdenoise import benchmark, metrics
-from stdenoise._base import files as _files
 from stdenoise._base.memory import peak_gb
+from stdenoise._io import disk
 from stdenoise.benchmark import _pool, _store, _work
 from stdenoise.benchmark._run import estimate_gb
 from stdenoise.methods.baselines import GeneMean
@@ -72,7 +72,7 @@ def test_highly_variable_genes_and_an_own_graph(tmp_path):
     table = benchmark.run(config, folder=tmp_path / "out", n_jobs=0)
     assert set(table["n_genes"]) == {10}
     [path] = (tmp_path / "out" / "datasets").iterdir()
-    prepared = _files.read(path)
+    prepared = disk.read(path)
     assert prepared.var["highly_variable"].sum() == 10
     assert prepared.uns["spatial_neighbors"]["params"]["radius"] == 190
     kept = table.set_index(["method", "score"])["value"]
@@ -267,7 +267,7 @@ def test_a_disk_that_is_full_while_a_data_set_is_written(config, tmp_path, monke
         raise OSError("Can't synchronously write data (errno = 28, error message = 'No space left on device')")
 
     with monkeypatch.context() as patch:
-        patch.setattr(_files, "write", full)
+        patch.setattr(disk, "write", full)
         with pytest.raises(_store.DiskFull, match="no space left"):
             benchmark.run(config, folder=tmp_path, n_jobs=0)
     assert files(tmp_path / "datasets") == []

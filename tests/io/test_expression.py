@@ -7,7 +7,8 @@ from hypothesis import strategies as h
 from scipy import sparse
 
 import stdenoise as st
-from stdenoise._io.expression import gene_blocks, lognorm, read_expression
+from stdenoise._io.expression import read_expression
+from stdenoise.spatial.normalize import gene_blocks, lognorm
 
 
 def dense(values):

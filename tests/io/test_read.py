@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 
 import numpy as np
 import pandas as pd
@@ -8,20 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as some
 from scipy import sparse
 
-from stdenoise._io.read import Denoised, collect, log_normalize, read_spots, select_genes
+from stdenoise._io.read import select_genes
 from stdenoise._io.write import check_key_is_free, read_denoised, write_denoised
+from stdenoise.spatial.normalize import log_normalize
+from stdenoise.spatial.results import Denoised, collect
 
 
-def read(adata, **changed):
-    arguments = {
-        "layer": None,
-        "positions": None,
-        "graph_key": "spatial",
-        "library_key": None,
-        "allow_fractions": False,
-        "device": torch.device("cpu"),
-    }
-    return read_spots(adata, **{**arguments, **changed})
+@pytest.fixture(scope="session")
+def read(read_spots):
+    return functools.partial(read_spots, graph_key="spatial")
 
 
 def write(adata, result, *, key="made", positions=None):
@@ -36,7 +32,7 @@ def result_of(adata, n_genes=None, **parts):
 # The front door
 
 
-def test_counts(irregular):
+def test_counts(irregular, read):
     spots = read(irregular)
     assert spots.counts.layout == torch.sparse_csr
     assert spots.counts.dtype == torch.float32
@@ -45,7 +41,7 @@ def test_counts(irregular):
 
 
 @pytest.mark.parametrize("positions", [None, [0, 4, 9], [2]])
-def test_log_normalised_values_are_per_10_000_over_the_chosen_genes(irregular, positions):
+def test_log_normalised_values_are_per_10_000_over_the_chosen_genes(irregular, positions, read):
     counts = irregular.X.toarray()[:, positions or slice(None)].astype(float)
     spots = read(irregular, positions=None if positions is None else np.array(positions))
     expected = np.log1p(1e4 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1))
@@ -53,34 +49,34 @@ def test_log_normalised_values_are_per_10_000_over_the_chosen_genes(irregular, p
     assert spots.genes == tuple(irregular.var_names[positions or slice(None)])
 
 
-def test_log_normalised_values_have_the_pattern_of_the_counts(irregular):
+def test_log_normalised_values_have_the_pattern_of_the_counts(irregular, read):
     spots = read(irregular)
     assert torch.equal(spots.lognorm.crow_indices(), spots.counts.crow_indices())
     assert torch.equal(spots.lognorm.col_indices(), spots.counts.col_indices())
 
 
 @pytest.mark.parametrize("positions", [None, [0, 4, 9]])
-def test_size_factors_are_totals_of_all_genes_over_their_median_in_filled_spots(irregular, positions):
+def test_size_factors_are_totals_of_all_genes_over_their_median_in_filled_spots(irregular, positions, read):
     total = irregular.X.toarray().sum(axis=1)
     spots = read(irregular, positions=None if positions is None else np.array(positions))
     expected = np.where(total > 0, total / np.median(total[total > 0]), 1)
     np.testing.assert_allclose(spots.size_factors, expected, rtol=1e-6)
 
 
-def test_an_empty_spot_is_marked_and_has_size_factor_1(irregular):
+def test_an_empty_spot_is_marked_and_has_size_factor_1(irregular, read):
     spots = read(irregular)
     at = irregular.obs_names.get_loc("spot7")
     assert spots.size_factors[at] == 1
     assert torch.nonzero(~spots.nonempty).flatten().tolist() == [at]
 
 
-def test_a_spot_is_empty_by_all_its_genes_not_by_the_chosen_ones(irregular):
+def test_a_spot_is_empty_by_all_its_genes_not_by_the_chosen_ones(irregular, read):
     spots = read(irregular, positions=np.array([irregular.var_names.get_loc("gene3")]))
     assert spots.counts.to_dense().sum() == 0
     assert spots.nonempty.sum() == 40
 
 
-def test_totals_beyond_single_precision():
+def test_totals_beyond_single_precision(read):
     import anndata as ad
 
     # 2^24 + 1 is no float32: the sum has to be wider.
@@ -90,14 +86,14 @@ def test_totals_beyond_single_precision():
 
 
 @pytest.mark.parametrize("positions", [None, [0, 4, 9]])
-def test_the_median_is_that_of_the_totals_over_all_genes(irregular, positions):
+def test_the_median_is_that_of_the_totals_over_all_genes(irregular, positions, read):
     total = irregular.X.toarray().sum(axis=1)
     spots = read(irregular, positions=None if positions is None else np.array(positions))
     assert spots.median_total == np.median(total[total > 0])
     assert isinstance(spots.median_total, float)
 
 
-def test_stored_zeros_are_no_counts_and_the_input_is_left(irregular, freeze):
+def test_stored_zeros_are_no_counts_and_the_input_is_left(irregular, freeze, read):
     matrix = sparse.csr_matrix(irregular.X)
     matrix.data[::3] = 0
     irregular.layers["zeros"] = matrix
@@ -109,7 +105,7 @@ def test_stored_zeros_are_no_counts_and_the_input_is_left(irregular, freeze):
     assert freeze(irregular.layers["zeros"]) == before
 
 
-def test_log_normalised_values_are_computed_once(irregular):
+def test_log_normalised_values_are_computed_once(irregular, read):
     spots = read(irregular)
     assert spots.lognorm is spots.lognorm
 
@@ -124,7 +120,7 @@ def test_log_normalisation_is_that_of_double_precision(dtype):
     torch.testing.assert_close(x.double(), expected, rtol=1e-7 if dtype == torch.float32 else 1e-14, atol=0)
 
 
-def test_duplicate_entries_are_summed_and_the_input_is_left(irregular, freeze):
+def test_duplicate_entries_are_summed_and_the_input_is_left(irregular, freeze, read):
     matrix = sparse.csr_matrix(([1.0, 2.0, 3.0], [4, 1, 4], [0, 3, *[3] * 40]), shape=(41, 10))
     irregular.layers["twice"] = matrix
     before = freeze(irregular.layers["twice"])
@@ -133,7 +129,7 @@ def test_duplicate_entries_are_summed_and_the_input_is_left(irregular, freeze):
     assert freeze(irregular.layers["twice"]) == before
 
 
-def test_tensors_do_not_share_memory_with_the_input(hexagonal, unchanged):
+def test_tensors_do_not_share_memory_with_the_input(hexagonal, unchanged, read):
     with unchanged(hexagonal):
         spots = read(hexagonal)
         spots.counts.values().fill_(-1)
@@ -142,18 +138,18 @@ def test_tensors_do_not_share_memory_with_the_input(hexagonal, unchanged):
 
 
 @pytest.mark.parametrize("kind", ["spots", "result"])
-def test_what_passes_the_doors_cannot_be_reassigned(hexagonal, kind):
+def test_what_passes_the_doors_cannot_be_reassigned(hexagonal, kind, read):
     value = {"spots": read, "result": result_of}[kind](hexagonal)
     with pytest.raises(dataclasses.FrozenInstanceError):
         setattr(value, dataclasses.fields(value)[0].name, None)
 
 
-def test_no_graph_is_read_where_none_is_needed(hexagonal):
+def test_no_graph_is_read_where_none_is_needed(hexagonal, read):
     del hexagonal.obsp
     assert read(hexagonal, graph_key=None).graph is None
 
 
-def test_graph(irregular):
+def test_graph(irregular, read):
     graph = read(irregular).graph
     dense = np.zeros((41, 41), dtype=bool)
     dense[graph.row, graph.col] = True

@@ -15,8 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as some
 from scipy import sparse
 
-from stdenoise._base import files as _files
-from stdenoise._base.files import check_space, replacing
+from stdenoise._base.files import replacing
 from stdenoise._io import rows as _stream
 from stdenoise._io.rows import RowStore, create_arrays, write_arrays, write_elements
 
@@ -275,15 +274,6 @@ def test_lazy_readers_see_it(path, make_store):
 
 def full(*_, **__):
     raise OSError(errno.ENOSPC, "No space left on device")
-
-
-def test_space_is_checked(tmp_path, monkeypatch):
-    monkeypatch.setattr(_files.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(9e9, 6e9, 3e9))
-    check_space(tmp_path, 3)
-    with pytest.raises(OSError, match=r"3.50 GB are needed, and 3.00 GB are free on the disk of: '.*'") as error:
-        check_space(tmp_path, 3.5)
-    assert error.value.errno == errno.ENOSPC
-    assert error.value.filename == str(tmp_path)
 
 
 @pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="not on this system")

@@ -10,9 +10,8 @@ from scipy import sparse
 
 import stdenoise as st
 from stdenoise._io import section as _source
-from stdenoise._io.read import select_genes
+from stdenoise._io.read import read_graph, select_genes
 from stdenoise._io.section import open_source
-from stdenoise.spatial.context import read_graph
 
 pytestmark = pytest.mark.filterwarnings("ignore:Writing zarr v2 data:UserWarning")
 

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as some
 from scipy import sparse
 
-from stdenoise._base.checks import check_counts
 from stdenoise._io import sorted as _scratch
+from stdenoise._io.read import check_counts
 from stdenoise._io.sorted import open_sorted, sort_counts
 
 CHECK = partial(check_counts, where="the counts", allow_fractions=False)

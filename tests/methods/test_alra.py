@@ -8,10 +8,9 @@ from hypothesis import strategies as some
 from scipy import sparse
 
 import stdenoise as st
-from stdenoise._io.expression import lognorm
-from stdenoise._io.read import make_spots
 from stdenoise.methods.alra import ALRA
-from stdenoise.spatial.context import Context
+from stdenoise.spatial.normalize import lognorm
+from stdenoise.spatial.spots import Context, make_spots
 
 CPU = torch.device("cpu")
 

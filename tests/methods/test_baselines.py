@@ -5,11 +5,10 @@ from scipy import sparse
 from sklearn.decomposition import NMF, PCA
 
 import stdenoise as st
-from stdenoise._io.expression import lognorm
-from stdenoise._io.read import make_spots
 from stdenoise.methods import Denoiser, GeneMean, NeighborMean, PCAReconstruction, PoissonFactorization, Raw
-from stdenoise.spatial.context import Context
 from stdenoise.spatial.graph import SpatialGraph
+from stdenoise.spatial.normalize import lognorm
+from stdenoise.spatial.spots import Context, make_spots
 
 BASELINES = [Raw(), GeneMean(), NeighborMean(), PCAReconstruction(n_components=3), PoissonFactorization(rank=3)]
 

@@ -11,9 +11,8 @@ from sklearn.decomposition import PCA
 
 import stdenoise as st
 from stdenoise._base.random import torch_generator
-from stdenoise._io.read import make_spots
 from stdenoise.methods.knn_smoothing import KNNSmoothing, freeman_tukey, pool, similar
-from stdenoise.spatial.context import Context
+from stdenoise.spatial.spots import Context, make_spots
 
 
 def spots_of(counts):

@@ -11,10 +11,9 @@ from scipy.spatial.distance import cdist
 from sklearn.decomposition import PCA
 
 import stdenoise as st
-from stdenoise._io.expression import lognorm
-from stdenoise._io.read import make_spots
 from stdenoise.methods.magic import MAGIC, enough_steps
-from stdenoise.spatial.context import Context
+from stdenoise.spatial.normalize import lognorm
+from stdenoise.spatial.spots import Context, make_spots
 from stdenoise.stats.diffusion import diffusion_operator
 
 

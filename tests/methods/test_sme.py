@@ -10,8 +10,6 @@ from scipy.spatial.distance import cdist
 from sklearn.decomposition import PCA
 
 import stdenoise as st
-from stdenoise._io.expression import lognorm
-from stdenoise._io.read import make_spots
 from stdenoise.methods.sme import (
     SME,
     adjust,
@@ -23,8 +21,9 @@ from stdenoise.methods.sme import (
     similarity,
     spot_distance,
 )
-from stdenoise.spatial.context import Context
 from stdenoise.spatial.graph import SpatialGraph, to_csr_tensor
+from stdenoise.spatial.normalize import lognorm
+from stdenoise.spatial.spots import Context, make_spots
 
 
 def spots_of(counts, coordinates, features=None, libraries=None):

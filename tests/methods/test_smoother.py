@@ -11,10 +11,9 @@ from sklearn.decomposition import PCA
 
 import stdenoise as st
 from stdenoise._base.random import torch_generator
-from stdenoise._io.expression import lognorm
-from stdenoise._io.read import make_spots
 from stdenoise.methods.smoother import Smoother, edge_weights, precision
-from stdenoise.spatial.context import Context
+from stdenoise.spatial.normalize import lognorm
+from stdenoise.spatial.spots import Context, make_spots
 
 # Values of rho for which every prior is positive definite.
 PRIORS = {"icar": 0.9, "isar": 0.9, "car": 0.1, "sar": 0.1}

@@ -9,11 +9,11 @@ from hypothesis import strategies as some
 from scipy import sparse
 
 import stdenoise as st
-from stdenoise._io.read import collect, make_spots
 from stdenoise.methods.stagate import STAGATE, STAGATEConfig
 from stdenoise.methods.stagate.module import STAGATEModule, make_batch
-from stdenoise.spatial.context import Context
 from stdenoise.spatial.graph import SpatialGraph
+from stdenoise.spatial.results import collect
+from stdenoise.spatial.spots import Context, make_spots
 from stdenoise.train.loop import train
 from stdenoise.train.patches import Patches
 from stdenoise.train.run import Run

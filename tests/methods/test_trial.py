@@ -4,18 +4,15 @@ import torch
 from scipy import sparse
 
 import stdenoise as st
-from stdenoise._io.expression import lognorm
-from stdenoise._io.read import Denoised
 from stdenoise.methods import DUSTED, GeneMean, NeighborMean, Raw, Smoother
-from stdenoise.methods._trial import check_fraction, held_out_scores, read_trial
-
-OPTIONS = {"layer": None, "genes": None, "graph_key": "spatial", "library_key": None, "device": "cpu", "seed": 0}
-OPTIONS |= {"spatial_key": "spatial", "features_key": None}
+from stdenoise.methods._trial import check_fraction, held_out_scores
+from stdenoise.spatial.normalize import lognorm
+from stdenoise.spatial.results import Denoised
 
 
 @pytest.fixture
-def trial(irregular):
-    return read_trial(irregular, [NeighborMean()], **OPTIONS)
+def trial(irregular, read_trial):
+    return read_trial(irregular, [NeighborMean()])
 
 
 def test_counts_on_the_log_scale_are_turned_back(trial):
@@ -30,8 +27,8 @@ def test_zero_inflation_lowers_the_expectation(trial):
     assert torch.equal(expected, torch.full((41, 10), 1.5))
 
 
-def test_gene_subsets_keep_the_depth_of_all_genes(irregular):
-    trial = read_trial(irregular, [GeneMean()], **{**OPTIONS, "genes": ["gene1", "gene5"]})
+def test_gene_subsets_keep_the_depth_of_all_genes(irregular, read_trial):
+    trial = read_trial(irregular, [GeneMean()], genes=["gene1", "gene5"])
     mean = trial.fit(GeneMean(), seed=0, progress=False).mean.numpy()
     depth = irregular.X.toarray().sum(1)
     total = irregular[:, ["gene1", "gene5"]].X.toarray().sum(0)
@@ -46,44 +43,44 @@ def test_without_edges_every_spot_is_on_its_own(trial):
     np.testing.assert_allclose(mean, trial.counts.toarray(), rtol=1e-5)
 
 
-def test_no_graph_is_read_where_none_is_needed(irregular):
+def test_no_graph_is_read_where_none_is_needed(irregular, read_trial):
     del irregular.obsp["spatial_connectivities"]
-    assert read_trial(irregular, [Raw()], **OPTIONS).context.graph is None
+    assert read_trial(irregular, [Raw()]).context.graph is None
     with pytest.raises(KeyError, match="Build the graph first"):
-        read_trial(irregular, [Raw(), DUSTED()], **OPTIONS)
+        read_trial(irregular, [Raw(), DUSTED()])
     with pytest.raises(KeyError, match="Build the graph first"):
-        read_trial(irregular, [Raw()], **OPTIONS, with_graph=True)
+        read_trial(irregular, [Raw()], with_graph=True)
 
 
-def test_keys_are_for_at_least_one_of_the_methods(irregular):
+def test_keys_are_for_at_least_one_of_the_methods(irregular, read_trial):
     irregular.obsm["mine"] = irregular.obsm["spatial"] + 1
     irregular.obsp["mine_connectivities"] = irregular.obsp["spatial_connectivities"]
     for key, users in (("graph_key", [NeighborMean(), DUSTED()]), ("spatial_key", [Smoother(), DUSTED()])):
-        options = {**OPTIONS, key: "mine"}
+        options = {key: "mine"}
         for user in users:
             read_trial(irregular, [Raw(), user], **options)
         with pytest.raises(TypeError, match=f"{key}='mine' has no effect for raw, gene_mean, which read no"):
             read_trial(irregular, [Raw(), GeneMean()], **options)
         with pytest.raises(KeyError, match="'nonsense.*' is not in adata.obs"):
             read_trial(irregular, [Raw(), *users], **{**options, key: "nonsense"})
-    read_trial(irregular, [Raw()], **{**OPTIONS, "graph_key": "mine"}, with_graph=True)
+    read_trial(irregular, [Raw()], graph_key="mine", with_graph=True)
 
 
-def test_a_method_is_run_as_by_the_verb():
+def test_a_method_is_run_as_by_the_verb(read_trial):
     # With several patches per pass, which are cut by coordinates.
     section = st.datasets.tissue(n_spots=300, n_genes=12)
     section.obsm["mine"] = section.obsm["spatial"][:, ::-1] * [1, 3]
     st.pp.spatial_graph(section)
     small = {"n_hidden": 8, "n_latent": 3, "n_epochs": 3, "gate_reduction": 4, "batch_size": 100}
     for key in ("spatial", "mine"):
-        trial = read_trial(section, [DUSTED()], **{**OPTIONS, "spatial_key": key})
+        trial = read_trial(section, [DUSTED()], spatial_key=key)
         mean = trial.fit(DUSTED(**small), seed=0, progress=False).mean.numpy()
         whole = st.tl.denoise(section, "dusted", spatial_key=key, copy=True, **small)
         np.testing.assert_array_equal(mean, whole.layers["dusted_mean"])
 
 
-def test_spots_without_training_counts_are_not_scored(irregular):
-    trial = read_trial(irregular, [Raw()], **OPTIONS)
+def test_spots_without_training_counts_are_not_scored(irregular, read_trial):
+    trial = read_trial(irregular, [Raw()])
     held_out = sparse.csr_matrix(np.ones(trial.counts.shape, dtype=np.float32))
     expected = torch.ones(trial.counts.shape)
     before = trial.deviance(expected, held_out, 0.1)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 import stdenoise as st
-from stdenoise._io.expression import lognorm
+from stdenoise.spatial.normalize import lognorm
 from stdenoise.stats.masking import draw_mask
 
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from scipy import sparse
 
-from stdenoise._io.expression import lognorm
 from stdenoise.methods.alra import ALRA
 from stdenoise.spatial.graph import to_csr_tensor
+from stdenoise.spatial.normalize import lognorm
 from stdenoise.stats.lowrank import truncated_svd
 
 COUNTS = np.array(

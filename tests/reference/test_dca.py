@@ -5,12 +5,11 @@ import pytest
 import torch
 from scipy import sparse
 
-from stdenoise._io.read import Spots, make_spots
 from stdenoise.methods.dca import DCA, DCAConfig
 from stdenoise.methods.dca.batches import Batches, standardization
 from stdenoise.methods.dca.module import DCAModule
 from stdenoise.nn.counts import activate
-from stdenoise.spatial.context import Context
+from stdenoise.spatial.spots import Context, Spots, make_spots
 from stdenoise.train.patches import Patches
 
 DTYPES = [torch.float64, torch.float32]

@@ -5,9 +5,8 @@ import torch
 from scipy import sparse
 
 from stdenoise._base.random import torch_generator
-from stdenoise._io.read import make_spots
 from stdenoise.methods.knn_smoothing import KNNSmoothing, freeman_tukey, similar
-from stdenoise.spatial.context import Context
+from stdenoise.spatial.spots import Context, make_spots
 from stdenoise.stats.lowrank import principal_components
 
 # Rows are genes here, as in the authors' layout.

@@ -5,10 +5,9 @@ import pytest
 import torch
 from scipy import sparse
 
-from stdenoise._io.read import make_spots
 from stdenoise.methods.magic import MAGIC, enough_steps
-from stdenoise.spatial.context import Context
 from stdenoise.spatial.graph import to_csr_tensor
+from stdenoise.spatial.spots import Context, make_spots
 from stdenoise.stats.diffusion import adaptive_kernel, diffuse_, diffusion_operator
 
 X = torch.tensor(

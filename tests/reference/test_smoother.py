@@ -6,9 +6,9 @@ import torch
 from scipy import sparse
 
 from stdenoise._base.random import torch_generator
-from stdenoise._io.read import Spots
 from stdenoise.methods.smoother import Smoother, edge_weights, precision
 from stdenoise.spatial.graph import to_csr_tensor
+from stdenoise.spatial.spots import Spots
 from stdenoise.stats.solve import conjugate_gradients
 
 COORDINATES = [[0, 0], [1, 0], [0, 1.1], [1.2, 1], [2.3, 2]]

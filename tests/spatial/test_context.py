@@ -4,7 +4,7 @@ import pytest
 import torch
 from scipy import sparse
 
-from stdenoise.spatial.context import read_context, read_features, read_graph
+from stdenoise._io.read import read_context, read_features, read_graph
 
 NOTHING = {"graph_key": None, "library_key": None, "spatial_key": None, "features_key": None}
 CPU = torch.device("cpu")

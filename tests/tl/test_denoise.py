@@ -12,8 +12,8 @@ import torch
 from scipy import sparse
 
 import stdenoise as st
-from stdenoise._io.read import Denoised, read_spots
 from stdenoise.methods import Denoiser, DUSTEDConfig, MethodInfo, _registry
+from stdenoise.spatial.results import Denoised
 
 CPU = torch.device("cpu")
 RESULT = ("dusted_mean", "dusted_dispersion", "dusted_dropout")
@@ -386,10 +386,9 @@ def test_coordinates_in_space(volume, small):
     assert np.isfinite(mean_of(volume, **small)).all()
 
 
-def test_size_factors_of_a_subset_count_all_genes(hexagonal):
+def test_size_factors_of_a_subset_count_all_genes(hexagonal, read_spots):
     total = hexagonal.X.toarray().sum(axis=1)
-    arguments = {"layer": None, "graph_key": "spatial", "library_key": None, "allow_fractions": False, "device": CPU}
-    spots = read_spots(hexagonal, positions=np.array([1, 7, 10]), **arguments)
+    spots = read_spots(hexagonal, positions=np.array([1, 7, 10]))
     np.testing.assert_allclose(spots.size_factors, total / np.median(total), rtol=1e-6)
 
 
@@ -402,11 +401,10 @@ def test_training_lowers_the_loss(hexagonal, small):
 # Two libraries
 
 
-def test_no_edge_crosses_the_libraries_of_a_graph_built_with_them(irregular, small):
+def test_no_edge_crosses_the_libraries_of_a_graph_built_with_them(irregular, small, read_spots):
     irregular.obsm["spatial"] = irregular.obsm["spatial"] % 10
     st.pp.spatial_graph(irregular, library_key="library")
-    arguments = {"layer": None, "positions": None, "allow_fractions": False, "device": CPU}
-    graph = read_spots(irregular, graph_key="spatial", library_key="library", **arguments).graph
+    graph = read_spots(irregular, graph_key="spatial", library_key="library").graph
     library = irregular.obs["library"].cat.codes.to_numpy()
     assert graph.n_edges > 100
     np.testing.assert_array_equal(library[graph.row], library[graph.col])

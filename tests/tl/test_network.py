@@ -10,11 +10,11 @@ import torch
 from scipy import sparse
 
 import stdenoise as st
-from stdenoise._io.read import Denoised, make_spots
 from stdenoise.methods import DUSTED
 from stdenoise.methods._base import Model
 from stdenoise.methods._registry import registered
-from stdenoise.spatial.context import Context
+from stdenoise.spatial.results import Denoised
+from stdenoise.spatial.spots import Context, make_spots
 from stdenoise.tl import _network
 from stdenoise.tl._network import Circumstances, align_genes, at_depth_of, chosen, open_run, train_network
 from stdenoise.train.run import Run

@@ -8,8 +8,7 @@ import pytest
 import torch
 
 import stdenoise as st
-from stdenoise._io.read import Denoised, make_spots
-from stdenoise.methods._trial import read_trial
+from stdenoise.spatial.results import Denoised
 from stdenoise.tl._soundness import Soundness
 from stdenoise.train.run import Run
 
@@ -21,28 +20,24 @@ def tissue():
     return adata
 
 
-def spots_of(adata):
-    keys = {"library_key": None, "spatial_key": "spatial", "features_key": None}
-    trial = read_trial(
-        adata, [st.methods.DUSTED()], layer=None, genes=None, graph_key="spatial", **keys, device="cpu", seed=0
-    )
-    return make_spots(trial.counts, trial.genes, positions=None, context=trial.context, device=trial.device)
+@pytest.fixture
+def report(read_spots):
+    def report(adata, mean, *, scale="counts", ending=None, blocks=3):
+        soundness = Soundness(read_spots(adata, graph_key="spatial", spatial_key="spatial"))
+        mean = torch.as_tensor(np.asarray(mean, dtype=np.float32))
+        parts = torch.arange(len(mean)).flip(0).chunk(blocks)
+        found = list(soundness.watch((rows, Denoised(mean=mean[rows], scale=scale)) for rows in parts))
+        assert [len(rows) for rows, _ in found] == [len(rows) for rows in parts]
+        return soundness.report(ending or {}, Run(), label="dusted")
 
-
-def report(adata, mean, *, scale="counts", ending=None, blocks=3):
-    soundness = Soundness(spots_of(adata))
-    mean = torch.as_tensor(np.asarray(mean, dtype=np.float32))
-    parts = torch.arange(len(mean)).flip(0).chunk(blocks)
-    found = list(soundness.watch((rows, Denoised(mean=mean[rows], scale=scale)) for rows in parts))
-    assert [len(rows) for rows, _ in found] == [len(rows) for rows in parts]
-    return soundness.report(ending or {}, Run(), label="dusted")
+    return report
 
 
 def log_normalized(counts):
     return np.log1p(counts / counts.sum(1, keepdims=True) * 1e4)
 
 
-def test_the_truth_is_sound(tissue, caplog):
+def test_the_truth_is_sound(tissue, caplog, report):
     with caplog.at_level(logging.INFO, logger="stdenoise"):
         found = report(tissue, tissue.layers["true_mean"], ending={"stopped": "…", "held_out_explained": 0.25})
     assert found["held_out_explained"] == 0.25
@@ -50,7 +45,7 @@ def test_the_truth_is_sound(tissue, caplog):
     assert [record.levelname for record in caplog.records] == ["INFO"]
 
 
-def test_values_are_those_of_numpy(tissue):
+def test_values_are_those_of_numpy(tissue, report):
     values = tissue.layers["true_mean"]
     found = report(tissue, values)
     expression = log_normalized(values)
@@ -65,7 +60,7 @@ def test_values_are_those_of_numpy(tissue):
     assert found["neighbor_correlation"] == pytest.approx(np.sort(each)[len(each) // 2 - 1], abs=1e-4)
 
 
-def test_a_collapse_is_a_warning(tissue, caplog):
+def test_a_collapse_is_a_warning(tissue, caplog, report):
     # All genes follow one pattern, which has nothing to do with theirs, and next to nothing of another one.
     rng = np.random.default_rng(0)
     patterns, weights = rng.normal(size=(tissue.n_obs, 2)), rng.normal(size=(2, tissue.n_vars))
@@ -79,13 +74,13 @@ def test_a_collapse_is_a_warning(tissue, caplog):
         assert part in record.message
 
 
-def test_values_on_the_log_scale_are_taken_as_they_are(tissue):
+def test_values_on_the_log_scale_are_taken_as_they_are(tissue, report):
     values = tissue.layers["true_mean"]
     counts, logs = report(tissue, values), report(tissue, log_normalized(values), scale="log1p")
     assert counts == pytest.approx(logs, rel=1e-4)
 
 
-def test_of_few_genes_a_low_rank_is_no_warning(tissue, caplog):
+def test_of_few_genes_a_low_rank_is_no_warning(tissue, caplog, report):
     few = tissue[:, :5].copy()
     report(few, np.exp(np.linspace(0, 1, few.n_obs))[:, None] * np.arange(1, 6))
     assert not caplog.records

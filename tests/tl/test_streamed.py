@@ -23,7 +23,7 @@ from stdenoise import __main__ as cli
 from stdenoise._io import rows as _stream
 from stdenoise.methods import DUSTED
 from stdenoise.methods.dusted.module import DUSTEDModule
-from stdenoise.spatial.context import Context
+from stdenoise.spatial.spots import Context
 from stdenoise.tl import _fit, _streamed
 from stdenoise.tl._plan import Plan, Size, make_plan
 

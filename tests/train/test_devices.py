@@ -14,9 +14,9 @@ import pytest
 import torch
 
 import stdenoise as st
-from stdenoise._io.read import collect, read_spots
 from stdenoise.methods import DCA, DUSTED, STAGATE
 from stdenoise.methods._base import Model
+from stdenoise.spatial.results import collect
 from stdenoise.train import loop
 from stdenoise.train.devices import join
 from stdenoise.train.run import Run
@@ -82,17 +82,8 @@ def section():
 
 
 @pytest.fixture(scope="module")
-def spots(section):
-    return read_spots(
-        section,
-        layer=None,
-        positions=None,
-        graph_key="spatial",
-        library_key=None,
-        spatial_key="spatial",
-        allow_fractions=False,
-        device=CPU,
-    )
+def spots(section, read_spots):
+    return read_spots(section, graph_key="spatial", spatial_key="spatial")
 
 
 @pytest.fixture

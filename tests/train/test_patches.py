@@ -9,13 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as some
 from scipy import sparse
 
-from stdenoise._io.read import make_spots
 from stdenoise.methods.dusted import module as dusted
 from stdenoise.methods.dusted.config import DUSTEDConfig
 from stdenoise.methods.stagate import module as stagate
 from stdenoise.methods.stagate.config import STAGATEConfig
-from stdenoise.spatial.context import Context
 from stdenoise.spatial.graph import SpatialGraph
+from stdenoise.spatial.spots import Context, make_spots
 from stdenoise.spatial.tiles import order_by_graph, partition
 from stdenoise.train.held_out import HeldOut
 from stdenoise.train.patches import Feed, Patches

@@ -10,21 +10,13 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import numpy as np
 
-from stdenoise._base import keys as _keys
-
 if TYPE_CHECKING:
-    from anndata import AnnData
+    pass
 
 logger = logging.getLogger("stdenoise")
 
 T = TypeVar("T")
 
-ADVICE = {
-    "graph": "Build the graph first: st.pp.spatial_graph(adata).",
-    "coordinates": "Store the coordinates of the spots there, or name their key.",
-    "features": "Compute them first: st.pp.image_features(adata).",
-}
-"""What to do about an input that is not there."""
 _NAME_BYTES = 200
 """File systems take 255, and suffixes are added."""
 _SEPARATORS = {"/", "\\", "\0"}
@@ -94,107 +86,3 @@ def refuse_key(name: str, key: str, mapping: Mapping[str, Any], place: str, *, w
     """Raise for a key that nothing reads: a `KeyError` where it names nothing, else a `TypeError`."""
     lookup(mapping, place, where=where)
     raise TypeError(f"{name}={key!r} has no effect {why}.")
-
-
-def check_anndata(adata: Any, *, in_memory: bool = True) -> None:
-    """Raise unless the object is an AnnData with spots and genes, in memory if asked for."""
-    from anndata import AnnData
-
-    if not isinstance(adata, AnnData):
-        raise TypeError(f"adata must be an AnnData, not {type(adata).__name__}.")
-    if in_memory and adata.isbacked:
-        raise ValueError(f"adata is backed by {str(adata.filename)!r}; load it first: adata = adata.to_memory().")
-    if adata.n_obs == 0 or adata.n_vars == 0:
-        raise ValueError(f"adata is empty: {adata.n_obs} spots x {adata.n_vars} genes.")
-
-
-def read_libraries(adata: AnnData, library_key: str) -> tuple[list[str], np.ndarray]:
-    """Read which library each spot belongs to: the names of those that have spots, and a position in them per spot."""
-    import pandas as pd
-
-    column = lookup(adata.obs, library_key, where="adata.obs")
-    # A column that was opened lazily is no Series.
-    series = column if isinstance(column, pd.Series) else pd.Series(np.asarray(column))
-    column = series.astype("category").cat.remove_unused_categories()
-    codes = column.cat.codes.to_numpy()
-    if (codes < 0).any():
-        raise ValueError(f"adata.obs[{library_key!r}] has {(codes < 0).sum()} missing values.")
-    return [str(name) for name in column.cat.categories], codes
-
-
-def output_of(adata: AnnData, *, copy: bool) -> AnnData:
-    """Return the AnnData to write to: a copy, or the one given, which stops being a view."""
-    if copy:
-        return adata.copy()
-    if adata.is_view:
-        # What anndata does at the first write, without its warning: writing is what the caller asked for.
-        adata._init_as_actual(adata.copy())
-    return adata
-
-
-def check_unique_genes(adata: AnnData) -> None:
-    """Raise when a gene name occurs twice."""
-    names = adata.var_names
-    if not names.is_unique:
-        repeated = list(dict.fromkeys(names[names.duplicated()]))
-        raise ValueError(
-            f"{len(repeated)} gene names occur more than once, such as {repeated[:3]}; "
-            "call adata.var_names_make_unique() first."
-        )
-
-
-def check_counts(values: np.ndarray, *, where: str, allow_fractions: bool) -> None:
-    """Raise unless values are raw counts: finite, non-negative and whole.
-
-    Parameters
-    ----------
-    values
-        The stored values (zeros may be missing).
-    where
-        Name of the matrix, for the message.
-    allow_fractions
-        Accept fractional values; the user's override.
-    """
-    if not np.issubdtype(values.dtype, np.number) or np.iscomplexobj(values):
-        raise TypeError(f"{where} must hold numbers, not {values.dtype}.")
-    if values.size == 0:
-        return
-    if not np.isfinite(values).all():
-        bad = values[~np.isfinite(values)]
-        raise ValueError(f"{where} has {bad.size} NaN or infinite values; raw counts are finite.")
-    if values.min() < 0:
-        raise ValueError(f"{where} has negative values (smallest {values.min():g}); raw counts are >= 0.")
-    if allow_fractions:
-        return
-    fraction = values != np.rint(values)
-    if fraction.any():
-        advice = (
-            "Pass the layer with raw counts (layer=...); "
-            "st.tl.denoise takes the values as they are with check_counts=False."
-        )
-        example = f"{fraction.sum()} of {values.size} non-zero values are fractional, such as {values[fraction][0]:g}"
-        # No count of a spot reaches e^16 (9 million), while few raw maxima stay below 16.
-        if values.max() < 16:
-            raise ValueError(f"{where} looks log-transformed, not raw counts: {example}, and none exceeds 16. {advice}")
-        raise ValueError(f"{where} does not hold raw counts: {example}. {advice}")
-
-
-def find_spatial_key(adata: AnnData, spatial_key: str) -> str:
-    """Return the key, or `"X_spatial"` where `"spatial"` is asked for and only the other is there."""
-    if spatial_key == _keys.SPATIAL and spatial_key not in adata.obsm and _keys.SPATIAL_FALLBACK in adata.obsm:
-        logger.info("no obsm['spatial']: reading coordinates from obsm['X_spatial']")
-        return _keys.SPATIAL_FALLBACK
-    return spatial_key
-
-
-def read_coordinates(adata: AnnData, spatial_key: str) -> np.ndarray:
-    """Read the coordinates, shape `(n_spots, 2)` or `(n_spots, 3)`, or raise."""
-    spatial_key = find_spatial_key(adata, spatial_key)
-    values = lookup(adata.obsm, spatial_key, where="adata.obsm", advice=ADVICE["coordinates"])
-    coordinates = np.asarray(values, dtype=np.float64)
-    if coordinates.ndim != 2 or coordinates.shape[1] not in (2, 3):
-        raise ValueError(f"adata.obsm[{spatial_key!r}] must have 2 or 3 columns, but has shape {coordinates.shape}.")
-    bad = int((~np.isfinite(coordinates).all(axis=1)).sum())
-    if bad:
-        raise ValueError(f"adata.obsm[{spatial_key!r}] has NaN or infinite coordinates in {bad} spots.")
-    return coordinates

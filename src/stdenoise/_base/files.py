@@ -1,4 +1,4 @@
-"""Reading and writing AnnData on disk, without ever leaving half a file."""
+"""Files and folders that are replaced as a whole, or not at all."""
 
 from __future__ import annotations
 
@@ -9,19 +9,13 @@ import logging
 import os
 import shutil
 import tempfile
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from stdenoise._base.checks import check_choice
 from stdenoise._base.device import speaks_for_all
 from stdenoise._base.paths import ANNDATA, check_replaceable, target_of
-
-if TYPE_CHECKING:
-    import zarr
-    from anndata import AnnData
 
 logger = logging.getLogger("stdenoise")
 
@@ -35,18 +29,6 @@ def check_readable(path: Path) -> None:
     check_choice("file format", path.suffix, _FORMATS)
     if not path.exists():
         raise FileNotFoundError(f"there is no {str(path)!r}.")
-
-
-def read(path: Path) -> AnnData:
-    """Read an `.h5ad` file or a `.zarr` folder into memory."""
-    import anndata
-
-    check_readable(path)
-    try:
-        return anndata.read_h5ad(path) if path.suffix == ".h5ad" else anndata.read_zarr(path)
-    except Exception as error:
-        # h5py, zarr and anndata raise many kinds, few of which name the file.
-        raise OSError(f"cannot read {str(path)!r}: {error}") from error
 
 
 def check_writable(path: Path) -> None:
@@ -67,15 +49,6 @@ def check_writable(path: Path) -> None:
     if not os.access(folder, os.W_OK | os.X_OK):
         raise PermissionError(f"cannot write {str(path)!r}: the folder {str(folder)!r} is not writable.")
     check_replaceable(path, ANNDATA)
-
-
-def write(adata: AnnData, path: Path) -> None:
-    """Write under a temporary name beside the path, then rename; what was there is replaced only when all is written."""
-    with replacing(path) as fresh, explaining_full_disk(target_of(path).parent, adata.__sizeof__() / 1e9):
-        if path.suffix == ".h5ad":
-            adata.write_h5ad(fresh, compression="gzip")
-        else:
-            adata.write_zarr(fresh)
 
 
 @contextmanager
@@ -124,23 +97,6 @@ def _put_back(target: Path) -> None:
     for replaced in sorted(left, key=lambda path: path.stat().st_mtime)[-1:]:
         replaced.rename(target)
         logger.warning("put back %r, which a run that was killed had moved to %r", str(target), str(replaced))
-
-
-def consolidate(group: zarr.Group) -> None:
-    """List all groups and arrays of a zarr at its root, where readers look for what there is."""
-    import zarr
-
-    with warnings.catch_warnings():
-        # zarr says of its format 3 that others may not read the list; anndata writes it all the same.
-        warnings.filterwarnings("ignore", "Consolidated metadata")
-        zarr.consolidate_metadata(group.store)
-
-
-def check_space(folder: Path, gb: float) -> None:
-    """Raise unless there is that much free space on the disk of a folder, in GB."""
-    free = shutil.disk_usage(folder).free / 1e9
-    if free < gb:
-        raise _full_disk(folder, gb, free)
 
 
 @contextmanager

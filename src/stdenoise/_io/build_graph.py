@@ -9,16 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stdenoise._base import keys as _keys
-from stdenoise._base.checks import (
-    check_anndata,
-    check_name,
-    check_number,
-    find_spatial_key,
-    output_of,
-    read_coordinates,
-    read_libraries,
-)
+from stdenoise._base.checks import check_name, check_number
 from stdenoise._base.keys import GraphKeys
+from stdenoise._io.read import check_anndata, find_spatial_key, output_of, read_coordinates, read_libraries
 
 if TYPE_CHECKING:
     from anndata import AnnData

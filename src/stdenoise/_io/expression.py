@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from scipy import sparse
 
 from stdenoise._base import keys as _keys
-from stdenoise._base.checks import check_choice, near_match
+from stdenoise._base.checks import check_choice, lookup, near_match
+from stdenoise.spatial.normalize import Matrix, lognorm
 
 if TYPE_CHECKING:
     import pandas as pd
-    import torch
     from anndata import AnnData
 
-TARGET_SUM = 1e4
-"""Counts per spot after normalisation, before the logarithm."""
-
-Matrix: TypeAlias = Any
-"""A numpy array or a scipy CSR matrix; scipy ships no types."""
 
 Scale = Literal["counts", "log1p"]
 
@@ -163,50 +159,22 @@ def _positions(adata: AnnData, names: pd.Index, genes: Sequence[str] | str, wher
     return np.asarray(positions)
 
 
-def lognorm(counts: Matrix, *, target_sum: float = TARGET_SUM) -> Matrix:
-    """`log1p` of counts scaled to `target_sum` per spot; sparse stays sparse, an empty spot stays empty.
-
-    Parameters
-    ----------
-    counts
-        Raw or expected counts, dense or CSR, shape `(n_spots, n_genes)`; not changed.
-    target_sum
-        Total of every spot after scaling.
-    """
-    from scipy import sparse
-
-    total = np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()
-    factor = target_sum / np.where(total > 0, total, 1.0)
-    if sparse.issparse(counts):
-        values = np.log1p(counts.data * np.repeat(factor, np.diff(counts.indptr)))
-        return sparse.csr_matrix((values, counts.indices, counts.indptr), shape=counts.shape)
-    scaled = counts * factor[:, None]
-    return np.log1p(scaled, out=scaled)
-
-
-def gene_blocks(
-    values: Matrix, *, block_entries: int, device: torch.device, dtype: torch.dtype
-) -> Iterator[tuple[slice, torch.Tensor]]:
-    """Cut a matrix into blocks of genes, as dense tensors of shape `(n_spots, n_block)`.
-
-    Parameters
-    ----------
-    values
-        Dense or CSR, shape `(n_spots, n_genes)`.
-    block_entries
-        Entries per block, at most.
-    device, dtype
-        Of the tensors.
-    """
-    import torch
-    from scipy import sparse
-
-    n_spots, n_genes = values.shape
-    columns = sparse.csc_matrix(values) if sparse.issparse(values) else values
-    width = max(1, block_entries // max(1, n_spots))
-    for start in range(0, n_genes, width):
-        block = slice(start, min(start + width, n_genes))
-        part = columns[:, block]
-        # Fresh memory in either case: a block may be changed in place.
-        dense = part.toarray(order="C") if sparse.issparse(part) else np.array(part, order="C")
-        yield block, torch.from_numpy(dense).to(device=device, dtype=dtype)
+def read_values(
+    adata: AnnData, *, layer: str | None, genes: Sequence[str] | str | None, use_rep: str | None, scale: str
+) -> tuple[Matrix, str | None]:
+    """Read what is clustered: expression, or a matrix of `obsm` as it is, which comes with its name."""
+    if use_rep is None:
+        return read_expression(adata, layer, genes=genes).on_scale(scale), None
+    given = [name for name, value in (("layer", layer), ("genes", genes)) if value is not None]
+    if given:
+        raise ValueError(f"{' and '.join(given)} do not apply with use_rep={use_rep!r}, which is clustered as it is.")
+    where = f"adata.obsm[{use_rep!r}]"
+    values = lookup(adata.obsm, use_rep, where="adata.obsm")
+    points = np.asarray(values.toarray() if sparse.issparse(values) else values)
+    if points.ndim != 2 or points.dtype.kind not in "iufb":
+        raise TypeError(f"{where} must be a matrix of numbers, not {points.dtype} of shape {points.shape}.")
+    points = points.astype(np.float64)
+    bad = int((~np.isfinite(points).all(axis=1)).sum())
+    if bad:
+        raise ValueError(f"{where} has NaN or infinite values in {bad} of {len(points)} spots.")
+    return points, where

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stdenoise._base.checks import check_number, lookup, read_coordinates
+from stdenoise._base.checks import check_number, lookup
+from stdenoise._io.read import read_coordinates
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -6,151 +6,31 @@ Nothing else reads counts from an AnnData that is in memory.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from scipy import sparse
-from torch import Tensor
 
 from stdenoise._base import keys as _keys
-from stdenoise._base.checks import check_counts, lookup, near_match
-from stdenoise._io.expression import TARGET_SUM
-from stdenoise.spatial.context import Context, read_context
-from stdenoise.spatial.graph import SpatialGraph, row_sum, to_csr_tensor, with_values
+from stdenoise._base.checks import lookup, near_match, refuse_key
+from stdenoise._base.inputs import Inputs
+from stdenoise._base.keys import GraphKeys
+from stdenoise.spatial.graph import SpatialGraph
+from stdenoise.spatial.spots import Context
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
 logger = logging.getLogger("stdenoise")
 
-
-@dataclass(frozen=True)
-class Spots:
-    """All that a method may see; on one device.
-
-    Parameters
-    ----------
-    counts
-        Raw counts, CSR, shape `(n_spots, n_genes)`; where they do not fit into memory, their parts are mapped from files.
-    size_factors
-        Total count over all genes of the object divided by its median over non-empty spots, shape `(n_spots,)`; 1 for an
-        empty spot.
-    median_total
-        That median.
-    nonempty
-        Whether a spot has any count, shape `(n_spots,)`.
-    genes
-        Gene names, in the order of the columns.
-    graph, coordinates, features, libraries
-        As in `Context`: `None` where the method does not need it.
-    """
-
-    counts: Tensor
-    size_factors: Tensor
-    median_total: float
-    nonempty: Tensor
-    genes: tuple[str, ...]
-    graph: SpatialGraph | None = None
-    coordinates: Tensor | None = None
-    features: Tensor | None = None
-    libraries: Tensor | None = None
-
-    @cached_property
-    def lognorm(self) -> Tensor:
-        """`log1p` of counts scaled to 10 000 per spot over these genes; CSR of the same pattern."""
-        return log_normalize(self.counts)
-
-
-@dataclass(frozen=True)
-class Denoised:
-    """All that a method returns.
-
-    Parameters
-    ----------
-    mean
-        Denoised expression, shape `(n_spots, n_genes)`.
-    scale
-        Scale of the mean.
-    dispersion, dropout
-        Inverse dispersion and dropout probability, of the shape of the mean, where the model has them.
-    latent
-        Shape `(n_spots, n_latent)`.
-    attention
-        Row pointers, sources and weights of a CSR matrix of shape `(n_spots, n_spots)`.
-    history
-        Named values per epoch.
-    """
-
-    mean: Tensor
-    scale: Literal["counts", "log1p"]
-    dispersion: Tensor | None = None
-    dropout: Tensor | None = None
-    latent: Tensor | None = None
-    attention: tuple[Tensor, Tensor, Tensor] | None = None
-    history: Mapping[str, Sequence[float]] = field(default_factory=dict)
-
-
-def log_normalize(counts: Tensor) -> Tensor:
-    """`log1p` of counts scaled to 10 000 per spot, CSR of the same pattern; computed in double precision."""
-    values = counts.values().double()
-    factor = TARGET_SUM / row_sum(with_values(counts, values))
-    values = values * factor.repeat_interleave(counts.crow_indices().diff())
-    return with_values(counts, values.log1p_().to(counts.dtype))
-
-
-def collect(
-    blocks: Iterable[tuple[Tensor, Denoised]],
-    n_spots: int,
-    history: Mapping[str, Sequence[float]],
-    device: torch.device | None = None,
-) -> Denoised:
-    """Put blocks of spots together.
-
-    Parameters
-    ----------
-    blocks
-        Positions of some spots, and their results; together each spot once. The attention of a block has a row for each of its
-        spots, and columns for all spots there are.
-    n_spots
-        Number of spots.
-    history
-        Of the result.
-    device
-        Where the result goes.
-    """
-    whole: dict[str, Tensor] = {}
-    edges: list[tuple[Tensor, tuple[Tensor, Tensor, Tensor]]] = []
-    scale: Literal["counts", "log1p"] = "counts"
-    for rows, block in blocks:
-        scale = block.scale
-        if block.attention is not None:
-            edges.append((rows, block.attention))
-        for name in ("mean", "dispersion", "dropout", "latent"):
-            part: Tensor | None = getattr(block, name)
-            if part is None:
-                continue
-            if len(rows) == n_spots and bool((rows.diff() == 1).all()):
-                whole[name] = part if device is None else part.to(device)
-                continue
-            if name not in whole:
-                whole[name] = torch.empty(n_spots, part.shape[1], dtype=part.dtype, device=device or part.device)
-            target = whole[name]
-            target[rows.to(target.device)] = part.to(target.device)
-    return Denoised(scale=scale, attention=_join(edges, n_spots) if edges else None, history=history, **whole)
-
-
-def _join(edges: Sequence[tuple[Tensor, tuple[Tensor, Tensor, Tensor]]], n_spots: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Put blocks of rows of a CSR matrix together, in order."""
-    row = torch.cat([rows.repeat_interleave(crow.diff()) for rows, (crow, _, _) in edges])
-    order = row.argsort(stable=True)
-    crow = torch.zeros(n_spots + 1, dtype=torch.int64, device=row.device)
-    crow[1:] = torch.bincount(row, minlength=n_spots).cumsum(0)
-    col, weights = (torch.cat([block[i] for _, block in edges])[order] for i in (1, 2))
-    return crow, col, weights
+ADVICE = {
+    "graph": "Build the graph first: st.pp.spatial_graph(adata).",
+    "coordinates": "Store the coordinates of the spots there, or name their key.",
+    "features": "Compute them first: st.pp.image_features(adata).",
+}
+"""What to do about an input that is not there."""
 
 
 def select_genes(adata: AnnData, genes: str | Sequence[str] | None) -> np.ndarray | None:
@@ -198,112 +78,277 @@ def read_counts(adata: AnnData, layer: str | None, *, allow_fractions: bool = Fa
     return sparse.csr_matrix(matrix)
 
 
-def read_spots(
+def check_anndata(adata: Any, *, in_memory: bool = True) -> None:
+    """Raise unless the object is an AnnData with spots and genes, in memory if asked for."""
+    from anndata import AnnData
+
+    if not isinstance(adata, AnnData):
+        raise TypeError(f"adata must be an AnnData, not {type(adata).__name__}.")
+    if in_memory and adata.isbacked:
+        raise ValueError(f"adata is backed by {str(adata.filename)!r}; load it first: adata = adata.to_memory().")
+    if adata.n_obs == 0 or adata.n_vars == 0:
+        raise ValueError(f"adata is empty: {adata.n_obs} spots x {adata.n_vars} genes.")
+
+
+def read_libraries(adata: AnnData, library_key: str) -> tuple[list[str], np.ndarray]:
+    """Read which library each spot belongs to: the names of those that have spots, and a position in them per spot."""
+    import pandas as pd
+
+    column = lookup(adata.obs, library_key, where="adata.obs")
+    # A column that was opened lazily is no Series.
+    series = column if isinstance(column, pd.Series) else pd.Series(np.asarray(column))
+    column = series.astype("category").cat.remove_unused_categories()
+    codes = column.cat.codes.to_numpy()
+    if (codes < 0).any():
+        raise ValueError(f"adata.obs[{library_key!r}] has {(codes < 0).sum()} missing values.")
+    return [str(name) for name in column.cat.categories], codes
+
+
+def output_of(adata: AnnData, *, copy: bool) -> AnnData:
+    """Return the AnnData to write to: a copy, or the one given, which stops being a view."""
+    if copy:
+        return adata.copy()
+    if adata.is_view:
+        # What anndata does at the first write, without its warning: writing is what the caller asked for.
+        adata._init_as_actual(adata.copy())
+    return adata
+
+
+def check_unique_genes(adata: AnnData) -> None:
+    """Raise when a gene name occurs twice."""
+    names = adata.var_names
+    if not names.is_unique:
+        repeated = list(dict.fromkeys(names[names.duplicated()]))
+        raise ValueError(
+            f"{len(repeated)} gene names occur more than once, such as {repeated[:3]}; "
+            "call adata.var_names_make_unique() first."
+        )
+
+
+def check_counts(values: np.ndarray, *, where: str, allow_fractions: bool) -> None:
+    """Raise unless values are raw counts: finite, non-negative and whole.
+
+    Parameters
+    ----------
+    values
+        The stored values (zeros may be missing).
+    where
+        Name of the matrix, for the message.
+    allow_fractions
+        Accept fractional values; the user's override.
+    """
+    if not np.issubdtype(values.dtype, np.number) or np.iscomplexobj(values):
+        raise TypeError(f"{where} must hold numbers, not {values.dtype}.")
+    if values.size == 0:
+        return
+    if not np.isfinite(values).all():
+        bad = values[~np.isfinite(values)]
+        raise ValueError(f"{where} has {bad.size} NaN or infinite values; raw counts are finite.")
+    if values.min() < 0:
+        raise ValueError(f"{where} has negative values (smallest {values.min():g}); raw counts are >= 0.")
+    if allow_fractions:
+        return
+    fraction = values != np.rint(values)
+    if fraction.any():
+        advice = (
+            "Pass the layer with raw counts (layer=...); "
+            "st.tl.denoise takes the values as they are with check_counts=False."
+        )
+        example = f"{fraction.sum()} of {values.size} non-zero values are fractional, such as {values[fraction][0]:g}"
+        # No count of a spot reaches e^16 (9 million), while few raw maxima stay below 16.
+        if values.max() < 16:
+            raise ValueError(f"{where} looks log-transformed, not raw counts: {example}, and none exceeds 16. {advice}")
+        raise ValueError(f"{where} does not hold raw counts: {example}. {advice}")
+
+
+def find_spatial_key(adata: AnnData, spatial_key: str) -> str:
+    """Return the key, or `"X_spatial"` where `"spatial"` is asked for and only the other is there."""
+    if spatial_key == _keys.SPATIAL and spatial_key not in adata.obsm and _keys.SPATIAL_FALLBACK in adata.obsm:
+        logger.info("no obsm['spatial']: reading coordinates from obsm['X_spatial']")
+        return _keys.SPATIAL_FALLBACK
+    return spatial_key
+
+
+def read_coordinates(adata: AnnData, spatial_key: str) -> np.ndarray:
+    """Read the coordinates, shape `(n_spots, 2)` or `(n_spots, 3)`, or raise."""
+    spatial_key = find_spatial_key(adata, spatial_key)
+    values = lookup(adata.obsm, spatial_key, where="adata.obsm", advice=ADVICE["coordinates"])
+    coordinates = np.asarray(values, dtype=np.float64)
+    if coordinates.ndim != 2 or coordinates.shape[1] not in (2, 3):
+        raise ValueError(f"adata.obsm[{spatial_key!r}] must have 2 or 3 columns, but has shape {coordinates.shape}.")
+    bad = int((~np.isfinite(coordinates).all(axis=1)).sum())
+    if bad:
+        raise ValueError(f"adata.obsm[{spatial_key!r}] has NaN or infinite coordinates in {bad} spots.")
+    return coordinates
+
+
+def read_places(adata: AnnData, spatial_key: str, *, refine: int | None) -> np.ndarray | None:
+    """Read the coordinates for a vote of the nearest spots; a key that is given without one is an error."""
+    if refine is not None:
+        return read_coordinates(adata, spatial_key)
+    if spatial_key != _keys.SPATIAL:
+        why = "without refine=, which alone reads coordinates"
+        refuse_key("spatial_key", spatial_key, adata.obsm, spatial_key, where="adata.obsm", why=why)
+    return None
+
+
+def read_graph(adata: AnnData, graph_key: str) -> sparse.csr_matrix:
+    """Read the adjacency matrix of a spatial graph, ours or squidpy's."""
+    key = GraphKeys(graph_key).connectivities
+    adjacency = lookup(adata.obsp, key, where="adata.obsp", advice=ADVICE["graph"])
+    if adjacency.shape != (adata.n_obs, adata.n_obs):
+        raise ValueError(
+            f"adata.obsp[{key!r}] has shape {adjacency.shape}, but adata has {adata.n_obs} spots; "
+            "build the graph again: st.pp.spatial_graph(adata)."
+        )
+    return sparse.csr_matrix(adjacency)
+
+
+def read_features(adata: AnnData, features_key: str) -> np.ndarray:
+    """Read image features, shape `(n_spots, n_features)`, or raise."""
+    values = lookup(adata.obsm, features_key, where="adata.obsm", advice=ADVICE["features"])
+    where = f"adata.obsm[{features_key!r}]"
+    features = values.toarray() if sparse.issparse(values) else np.asarray(values)
+    if features.dtype.kind not in "iufb":
+        raise TypeError(f"{where} must hold numbers, not {features.dtype}.")
+    if features.ndim != 2 or features.shape[1] == 0:
+        raise ValueError(f"{where} must have shape (n_spots, n_features), not {features.shape}.")
+    bad = int((~np.isfinite(features).all(axis=1)).sum())
+    if bad:
+        raise ValueError(f"{where} has NaN or infinite values in {bad} spots.")
+    return features
+
+
+def read_context(
     adata: AnnData,
     *,
-    layer: str | None,
-    positions: np.ndarray | None,
     graph_key: str | None,
     library_key: str | None,
-    spatial_key: str | None = None,
-    features_key: str | None = None,
-    allow_fractions: bool,
+    spatial_key: str | None,
+    features_key: str | None,
     device: torch.device,
-) -> Spots:
-    """Open the front door: validate an AnnData and move what a method needs to the device.
+) -> Context:
+    """Read and check what surrounds the spots.
 
     Parameters
     ----------
     adata
         Annotated data; not changed.
-    layer
-        Layer of raw counts; `None` for `X`.
-    positions
-        Columns to model, from `select_genes`.
     graph_key, spatial_key, features_key
-        Keys of graph, coordinates and image features; `None` for methods without them.
+        Keys of graph, coordinates and image features; `None` for what is not needed.
     library_key
         Column of `obs` that no edge may cross.
-    allow_fractions
-        Accept fractional values.
     device
         Where the tensors go.
     """
-    counts = read_counts(adata, layer, allow_fractions=allow_fractions)
-    context = read_context(
+    # Read for methods without a graph, too: a mistyped column is an error, never ignored.
+    codes = None if library_key is None else read_libraries(adata, library_key)[1]
+    graph = coordinates = features = None
+    if graph_key is not None:
+        adjacency = read_graph(adata, graph_key)
+        if codes is not None:
+            _check_libraries(adjacency, codes, str(library_key))
+        graph = SpatialGraph.from_scipy(adjacency, device=device)
+    if spatial_key is not None:
+        coordinates = torch.tensor(read_coordinates(adata, spatial_key), device=device)
+    if features_key is not None:
+        features = torch.tensor(read_features(adata, features_key), dtype=torch.float32, device=device)
+    libraries = None if codes is None else torch.tensor(codes.astype(np.int64), device=device)
+    return Context(graph, coordinates, features, libraries)
+
+
+def _check_libraries(adjacency: sparse.csr_matrix, codes: np.ndarray, library_key: str) -> None:
+    edges = adjacency.tocoo()
+    crossing = int((codes[edges.row] != codes[edges.col]).sum())
+    if crossing:
+        raise ValueError(
+            f"{crossing} of {edges.nnz} edges join spots of different {library_key!r}; "
+            f"build the graph with st.pp.spatial_graph(adata, library_key={library_key!r})."
+        )
+
+
+def keys_to_read(
+    adata: AnnData,
+    inputs: Inputs,
+    *,
+    graph_key: str,
+    library_key: str | None,
+    spatial_key: str,
+    features_key: str | None,
+) -> dict[str, str | None]:
+    """Return the keys of what at least one of the methods reads, and `None` for the others.
+
+    Parameters
+    ----------
+    adata
+        Annotated data; may have been opened lazily.
+    inputs
+        What the methods that share the keys read.
+    graph_key, library_key, spatial_key, features_key
+        As given to a verb.
+
+    Raises
+    ------
+    KeyError
+        A key names nothing. The default of what no method needs is exempt.
+    TypeError
+        A key was given, and none of the methods reads what it names; or it is no string.
+    """
+    if library_key is not None:
+        lookup(adata.obs, library_key, where="adata.obs")
+    if not isinstance(graph_key, str):
+        raise TypeError(f"graph_key must be a string, not {graph_key!r}.")
+    keys: dict[str, str | None] = {"library_key": library_key}
+    for name, what, key, default in (
+        ("graph_key", "graph", graph_key, _keys.SPATIAL),
+        ("spatial_key", "coordinates", spatial_key, _keys.SPATIAL),
+        ("features_key", "features", features_key, None),
+    ):
+        keys[name] = None
+        needed, is_read = what in inputs.needed, what in inputs.read
+        if key is None or not (is_read or key != default):
+            continue
+        found = adata.obsp if what == "graph" else adata.obsm
+        where = "adata.obsp" if what == "graph" else "adata.obsm"
+        if not is_read:
+            refuse_key(name, key, found, _place(what, key), where=where, why=inputs.why_not(what))
+        there = find_spatial_key(adata, key) if what == "coordinates" else key
+        if needed or key != default:
+            lookup(found, _place(what, there), where=where, advice=ADVICE[what])
+        keys[name] = there if _place(what, there) in found else None
+    return keys
+
+
+def _place(what: str, key: str) -> str:
+    return GraphKeys(key).connectivities if what == "graph" else key
+
+
+def read_parts(
+    adata: AnnData,
+    inputs: Inputs,
+    *,
+    layer: str | None,
+    genes: str | Sequence[str] | None,
+    graph_key: str,
+    library_key: str | None,
+    spatial_key: str,
+    features_key: str | None,
+    device: torch.device,
+) -> tuple[sparse.csr_matrix, tuple[str, ...], np.ndarray | None, Context]:
+    """Read whole counts of all genes, their names, the columns to model and what surrounds the spots, or raise."""
+    check_anndata(adata)
+    check_unique_genes(adata)
+    keys = keys_to_read(
         adata,
+        inputs,
         graph_key=graph_key,
         library_key=library_key,
         spatial_key=spatial_key,
         features_key=features_key,
-        device=device,
     )
-    return make_spots(counts, tuple(map(str, adata.var_names)), positions=positions, context=context, device=device)
-
-
-def make_spots(
-    counts: sparse.csr_matrix,
-    genes: Sequence[str],
-    *,
-    positions: np.ndarray | None,
-    context: Context,
-    device: torch.device,
-) -> Spots:
-    """Move checked counts to the device, with size factors over all genes and normalised values over the modelled ones.
-
-    Parameters
-    ----------
-    counts
-        Raw counts of all genes, shape `(n_spots, n_all_genes)`; not changed.
-    genes
-        Names of all genes.
-    positions
-        Columns to model; `None` for all.
-    context
-        What surrounds the spots, on the device.
-    device
-        Where the tensors go.
-    """
-    total = np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()
-    if positions is not None:
-        counts = counts[:, positions]
-        genes = [genes[position] for position in positions]
-    if not counts.has_canonical_format or not counts.data.all():
-        # A stored zero would be taken for a positive count by the zero-inflated likelihoods.
+    positions = select_genes(adata, genes)
+    counts = read_counts(adata, layer)
+    if not counts.has_canonical_format:
         counts = counts.copy()
         counts.sum_duplicates()
-        counts.eliminate_zeros()
-    tensor = to_csr_tensor(counts, dtype=torch.float32, device=device)
-    return assemble_spots(tensor, total, tuple(genes), context)
-
-
-def assemble_spots(counts: Tensor, total: np.ndarray, genes: tuple[str, ...], context: Context) -> Spots:
-    """Put together what methods see.
-
-    Parameters
-    ----------
-    counts
-        Raw counts of the modelled genes, CSR, shape `(n_spots, n_genes)`, on the device.
-    total
-        Counts per spot over all genes, double precision, shape `(n_spots,)`.
-    genes
-        Names of the modelled genes.
-    context
-        What surrounds the spots, on the device.
-    """
-    nonempty = total > 0
-    if not nonempty.any():
-        raise ValueError(f"all {len(total)} spots are empty: there is nothing to model.")
-    if not nonempty.all():
-        logger.info("%d of %d spots are empty: kept, but not scored in training", (~nonempty).sum(), len(nonempty))
-    median = float(np.median(total[nonempty]))
-    size_factors = np.where(nonempty, total / median, 1.0)
-    device = counts.device
-    return Spots(
-        counts=counts,
-        size_factors=torch.tensor(size_factors, dtype=torch.float32, device=device),
-        median_total=median,
-        nonempty=torch.tensor(nonempty, device=device),
-        genes=genes,
-        **vars(context),
-    )
+    return counts, tuple(map(str, adata.var_names)), positions, read_context(adata, **keys, device=device)

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from stdenoise._base.files import allocate, consolidate, explaining_full_disk
+from stdenoise._base.files import allocate, explaining_full_disk
+from stdenoise._io.disk import consolidate
 
 logger = logging.getLogger("stdenoise")
 

@@ -15,7 +15,8 @@ import numpy as np
 from scipy import sparse
 
 from stdenoise._base.checks import lookup
-from stdenoise._base.files import check_readable, consolidate, read
+from stdenoise._base.files import check_readable
+from stdenoise._io.disk import consolidate, read
 
 if TYPE_CHECKING:
     from anndata import AnnData

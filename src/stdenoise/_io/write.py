@@ -18,8 +18,8 @@ from scipy import sparse
 from stdenoise._base import keys as _keys
 from stdenoise._base.checks import lookup
 from stdenoise._base.keys import ResultKeys
-from stdenoise._io.read import Denoised
 from stdenoise._io.rows import CLIPPED, narrowed
+from stdenoise.spatial.results import Denoised
 
 if TYPE_CHECKING:
     import pandas as pd

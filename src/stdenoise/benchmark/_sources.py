@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stdenoise import datasets, pp
-from stdenoise._base import files as _files
 from stdenoise._base import keys as _keys
 from stdenoise._base.checks import check_choice, check_number, lookup, near_match
 from stdenoise._base.keys import GraphKeys
+from stdenoise._io import disk
 from stdenoise.benchmark._problems import Problems
 from stdenoise.benchmark._units import Dataset
 from stdenoise.pp._highly_variable import mark_highly_variable
@@ -147,7 +147,7 @@ def _check_file(path: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
 def make(dataset: Mapping[str, Any]) -> AnnData:
     """Make a data set with its graph and highly variable genes, and check that it has its labels and truth."""
     kind, source = dataset["kind"], dataset["source"]
-    adata = _files.read(Path(source["path"])) if kind == "path" else getattr(datasets, kind)(**source)
+    adata = disk.read(Path(source["path"])) if kind == "path" else getattr(datasets, kind)(**source)
     if dataset["labels"] is not None:
         lookup(adata.obs, dataset["labels"], where="adata.obs")
     if dataset["truth"] is not None:

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stdenoise import tl
-from stdenoise._base import files as _files
 from stdenoise._base import keys as _keys
 from stdenoise._base.memory import peak_gb
+from stdenoise._io import disk
 from stdenoise.benchmark import _sources
 from stdenoise.benchmark._metrics import KEY, measure
 from stdenoise.benchmark._store import (
@@ -66,7 +66,7 @@ def perform(job: Job, folder: Path, *, isolated: bool) -> int:
     try:
         if "prepare" in job:
             target = folder / DATASETS / str(job["file"])
-            _files.write(_sources.make(job["prepare"]), target)
+            disk.write(_sources.make(job["prepare"]), target)
             return DONE
         result = _run_unit(job, folder, isolated=isolated)
     except Exception as error:
@@ -97,7 +97,7 @@ def fail(job: Job, folder: Path, message: str, result: Mapping[str, Any] | None 
 
 
 def _run_unit(job: Job, folder: Path, *, isolated: bool) -> dict[str, Any]:
-    adata = _files.read(folder / DATASETS / str(job["data"]))
+    adata = disk.read(folder / DATASETS / str(job["data"]))
     genes = _keys.HIGHLY_VARIABLE if job["subset"] else None
     supplied = {
         "device": job["device"],

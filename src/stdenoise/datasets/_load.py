@@ -8,8 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stdenoise._base import files as _files
 from stdenoise._base.checks import check_choice
+from stdenoise._io import disk
 from stdenoise.datasets._catalog import Entry, entries
 from stdenoise.datasets._readers import READERS
 
@@ -61,7 +61,7 @@ def load(name: str, *, section: str | None = None, folder: str | Path | None = N
     entry = _find(name, section)
     path = _local_file(entry, folder)
     if path is not None:
-        return _files.read(path)
+        return disk.read(path)
     if not entry.urls:
         raise FileNotFoundError(
             f"{_called(entry)} cannot be downloaded by stdenoise; see {entry.source}. {_advice(entry)}"

@@ -7,7 +7,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from stdenoise._base import keys as _keys
-from stdenoise._base.checks import check_anndata, check_unique_genes, read_coordinates
+from stdenoise._io.read import (
+    check_anndata,
+    check_unique_genes,
+    read_coordinates,
+    read_counts,
+    read_graph,
+    select_genes,
+)
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -60,15 +67,13 @@ def pyg(
     import torch
     from torch_geometric.data import Data
 
-    from stdenoise._io import read as _spots
-    from stdenoise.spatial import context as _context
     from stdenoise.spatial.graph import SpatialGraph
 
     check_anndata(adata)
     check_unique_genes(adata)
-    positions = _spots.select_genes(adata, genes)
-    counts = _spots.read_counts(adata, layer)
-    graph = SpatialGraph.from_scipy(_context.read_graph(adata, graph_key))
+    positions = select_genes(adata, genes)
+    counts = read_counts(adata, layer)
+    graph = SpatialGraph.from_scipy(read_graph(adata, graph_key))
     counts = counts if positions is None else counts[:, positions]
     logger.info("dense counts of %d x %d: %.2f GB", *counts.shape, counts.shape[0] * counts.shape[1] * 4 / 1e9)
     data = Data(

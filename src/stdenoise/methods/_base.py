@@ -11,7 +11,8 @@ from stdenoise._base.checks import check_choice, near_match
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from stdenoise._io.read import Denoised, Spots
+    from stdenoise.spatial.results import Denoised
+    from stdenoise.spatial.spots import Spots
     from stdenoise.train.run import Run
 
 Config = TypeVar("Config")
@@ -121,7 +122,7 @@ class Denoiser:
         progress
             Show a progress bar on standard error.
         """
-        from stdenoise._io.read import collect
+        from stdenoise.spatial.results import collect
         from stdenoise.train.run import Run
 
         run = Run(seed=seed, progress=progress)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
 from stdenoise._base.checks import check_choice
+from stdenoise._base.inputs import Inputs
 from stdenoise.methods._base import Denoiser
 from stdenoise.methods.alra import ALRA
 from stdenoise.methods.baselines import GeneMean, NeighborMean, PCAReconstruction, PoissonFactorization, Raw
@@ -52,6 +54,19 @@ def registered() -> dict[str, type[Denoiser]]:
             raise TypeError(f"entry point {entry.value!r} of group {ENTRY_POINT_GROUP!r} is not a Denoiser class.")
         methods.setdefault(cls.info.name, cls)
     return methods
+
+
+def inputs_of(methods: Sequence[Denoiser], *, with_graph: bool = False) -> Inputs:
+    """What the methods read of a section, and the graph in any case if asked for."""
+    graph = ["graph"] if with_graph else []
+    needed = frozenset([*graph, *(what for method in methods for what in method.info.needs)])
+    read = needed.union(what for method in methods for what in method.info.optional)
+    return Inputs(
+        needed,
+        read,
+        tuple(method.info.name for method in methods),
+        lambda what: [name for name, cls in registered().items() if cls.info.reads(what)],
+    )
 
 
 def make_method(method: str | Denoiser, params: dict[str, Any]) -> Denoiser:

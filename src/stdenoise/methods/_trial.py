@@ -13,18 +13,15 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
-from stdenoise._base.checks import check_anndata, check_unique_genes
-from stdenoise._base.random import check_seed
-from stdenoise._io.expression import TARGET_SUM
-from stdenoise._io.inputs import keys_to_read
-from stdenoise._io.read import Denoised, make_spots, read_counts, select_genes
 from stdenoise.methods._base import Denoiser
 from stdenoise.methods.baselines import GeneMean
-from stdenoise.spatial.context import Context, read_context
+from stdenoise.spatial.normalize import TARGET_SUM
+from stdenoise.spatial.results import Denoised
+from stdenoise.spatial.spots import Context, make_spots
 from stdenoise.stats import deviance
 
 if TYPE_CHECKING:
-    from anndata import AnnData
+    pass
 
 
 @dataclass(frozen=True)
@@ -109,45 +106,6 @@ class Trial:
             # The dispersion around the means belongs to the gene and does not change with depth.
             dispersion=deviance.moment_dispersion(train[rows], depth, profile),
         )
-
-
-def read_trial(
-    adata: AnnData,
-    methods: Sequence[Denoiser],
-    *,
-    layer: str | None,
-    genes: str | Sequence[str] | None,
-    graph_key: str,
-    library_key: str | None,
-    spatial_key: str,
-    features_key: str | None,
-    device: str,
-    seed: int,
-    with_graph: bool = False,
-) -> Trial:
-    """Read what the methods need, and a graph in any case if asked for, or raise before any of them runs."""
-    from stdenoise._base.device import resolve_device
-
-    check_seed(seed)
-    check_anndata(adata)
-    check_unique_genes(adata)
-    keys = keys_to_read(
-        adata,
-        methods,
-        graph_key=graph_key,
-        library_key=library_key,
-        spatial_key=spatial_key,
-        features_key=features_key,
-        with_graph=with_graph,
-    )
-    target = resolve_device(device)
-    positions = select_genes(adata, genes)
-    counts = read_counts(adata, layer)
-    if not counts.has_canonical_format:
-        counts = counts.copy()
-        counts.sum_duplicates()
-    context = read_context(adata, **keys, device=target)
-    return Trial(counts, tuple(map(str, adata.var_names)), positions, context, target)
 
 
 def held_out_scores(

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from stdenoise._io.read import Denoised, Spots
+    from stdenoise.spatial.results import Denoised
+    from stdenoise.spatial.spots import Spots
 
 logger = logging.getLogger("stdenoise")
 
@@ -115,8 +116,8 @@ class ALRA(Denoiser):
         """Return the completed matrix, the scores of the spots and the singular values."""
         import torch
 
-        from stdenoise._io.read import Denoised
         from stdenoise.spatial.graph import select_rows
+        from stdenoise.spatial.results import Denoised
         from stdenoise.stats.lowrank import truncated_svd
 
         # Empty spots have no part in the quantiles; where all are empty, so is the result.

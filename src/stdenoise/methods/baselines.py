@@ -12,7 +12,8 @@ from stdenoise.methods._base import Denoiser, MethodInfo
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from stdenoise._io.read import Denoised, Spots
+    from stdenoise.spatial.results import Denoised
+    from stdenoise.spatial.spots import Spots
 
 
 # Updates between two looks at the deviance.
@@ -114,7 +115,7 @@ class Raw(Denoiser):
 
     def fit(self, spots: Spots, *, seed: int, progress: bool) -> Denoised:
         """Return the counts."""
-        from stdenoise._io.read import Denoised
+        from stdenoise.spatial.results import Denoised
 
         return Denoised(mean=spots.counts.to_dense(), scale="counts")
 
@@ -135,7 +136,7 @@ class GeneMean(Denoiser):
 
     def fit(self, spots: Spots, *, seed: int, progress: bool) -> Denoised:
         """Return size factor times gene mean, the most likely means of a Poisson model without structure."""
-        from stdenoise._io.read import Denoised
+        from stdenoise.spatial.results import Denoised
 
         depth = _depth(spots)
         return Denoised(mean=depth[:, None] * (_gene_sum(spots) / depth.sum()), scale="counts")
@@ -169,7 +170,7 @@ class NeighborMean(Denoiser):
         """Return the pooled profiles."""
         import torch
 
-        from stdenoise._io.read import Denoised
+        from stdenoise.spatial.results import Denoised
 
         if spots.graph is None:
             raise ValueError("neighbor_mean needs a spatial graph.")
@@ -212,7 +213,7 @@ class PCAReconstruction(Denoiser):
 
     def fit(self, spots: Spots, *, seed: int, progress: bool) -> Denoised:
         """Return the reconstruction."""
-        from stdenoise._io.read import Denoised
+        from stdenoise.spatial.results import Denoised
         from stdenoise.stats.lowrank import principal_components
 
         n_components = min(self.config.n_components, *spots.lognorm.shape)
@@ -255,8 +256,8 @@ class PoissonFactorization(Denoiser):
         import torch
         from tqdm import tqdm
 
-        from stdenoise._io.read import Denoised
         from stdenoise.spatial.graph import transpose_csr
+        from stdenoise.spatial.results import Denoised
 
         counts, depth = spots.counts, _depth(spots)
         n_spots, n_genes = counts.shape

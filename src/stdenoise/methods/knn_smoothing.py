@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from stdenoise._io.read import Denoised, Spots
+    from stdenoise.spatial.results import Denoised
+    from stdenoise.spatial.spots import Spots
 
 logger = logging.getLogger("stdenoise")
 
@@ -91,7 +92,7 @@ class KNNSmoothing(Denoiser):
         import torch
         from tqdm import tqdm
 
-        from stdenoise._io.read import Denoised
+        from stdenoise.spatial.results import Denoised
 
         config, generator = self.config, torch_generator(seed)
         # Sums of a few sparse profiles are mostly full.

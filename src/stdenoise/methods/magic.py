@@ -13,7 +13,8 @@ from stdenoise.methods._base import Denoiser, MethodInfo
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from stdenoise._io.read import Denoised, Spots
+    from stdenoise.spatial.results import Denoised
+    from stdenoise.spatial.spots import Spots
 
 logger = logging.getLogger("stdenoise")
 
@@ -120,7 +121,7 @@ class MAGIC(Denoiser):
         """Return the diffused values."""
         import torch
 
-        from stdenoise._io.read import Denoised
+        from stdenoise.spatial.results import Denoised
         from stdenoise.stats.diffusion import diffuse_, diffusion_operator
         from stdenoise.stats.lowrank import principal_components
 

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from torch import Tensor
 
-    from stdenoise._io.read import Denoised, Spots
+    from stdenoise.spatial.results import Denoised
+    from stdenoise.spatial.spots import Spots
 
 # Rows that are predicted at once.
 _BLOCK_ROWS = 512
@@ -119,8 +120,8 @@ class SCVI(Denoiser):
         import torch
         from anndata import AnnData
 
-        from stdenoise._io.read import Denoised
         from stdenoise.spatial.graph import select_rows
+        from stdenoise.spatial.results import Denoised
 
         device, (n_spots, n_genes) = spots.counts.device, spots.counts.shape
         # The library size of an empty spot has no logarithm: it is neither trained on nor predicted.

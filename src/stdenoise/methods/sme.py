@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from stdenoise._io.read import Denoised, Spots
     from stdenoise.spatial.graph import SpatialGraph
+    from stdenoise.spatial.results import Denoised
+    from stdenoise.spatial.spots import Spots
 
 logger = logging.getLogger("stdenoise")
 
@@ -119,7 +120,7 @@ class SME(Denoiser):
 
     def fit(self, spots: Spots, *, seed: int, progress: bool) -> Denoised:
         """Return the adjusted values."""
-        from stdenoise._io.read import Denoised
+        from stdenoise.spatial.results import Denoised
         from stdenoise.stats.lowrank import principal_components
 
         config, generator = self.config, torch_generator(seed)

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from scipy import sparse
     from torch import Tensor
 
-    from stdenoise._io.read import Denoised, Spots
+    from stdenoise.spatial.results import Denoised
+    from stdenoise.spatial.spots import Spots
 
 logger = logging.getLogger("stdenoise")
 
@@ -127,8 +128,8 @@ class Smoother(Denoiser):
         import torch
         from scipy import sparse
 
-        from stdenoise._io.read import Denoised
         from stdenoise.spatial.graph import to_csr_tensor
+        from stdenoise.spatial.results import Denoised
         from stdenoise.stats.solve import conjugate_gradients
 
         if spots.coordinates is None:

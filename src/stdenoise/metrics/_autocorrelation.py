@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from stdenoise._base import keys as _keys
-from stdenoise._base.checks import check_anndata, check_choice, check_number
+from stdenoise._base.checks import check_choice, check_number
 from stdenoise._base.random import check_seed, torch_generator
 from stdenoise._base.settings import settings
-from stdenoise._io.expression import Matrix, gene_blocks, read_expression
+from stdenoise._io.expression import read_expression
+from stdenoise._io.read import check_anndata
+from stdenoise.spatial.normalize import Matrix, gene_blocks
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -225,7 +227,7 @@ def _table(
     from tqdm import tqdm
 
     from stdenoise._base.device import resolve_device
-    from stdenoise.spatial.context import read_graph
+    from stdenoise._io.read import read_graph
     from stdenoise.stats.autocorrelation import Statistic, Weights, centre, sparse_products
 
     on = resolve_device(device)

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from stdenoise._base import keys as _keys
-from stdenoise._base.checks import check_anndata, check_number, lookup
+from stdenoise._base.checks import check_number, lookup
 from stdenoise._base.random import check_seed
+from stdenoise._io.read import check_anndata
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -103,8 +104,10 @@ def clustering(
     check_number("n_runs", n_runs, minimum=1, integer=True)
     import pandas as pd
 
+    from stdenoise._io.expression import read_values
+    from stdenoise._io.read import read_places
     from stdenoise.stats import clusters as _clusters
-    from stdenoise.stats.labels import label_agreement
+    from stdenoise.stats.labels import label_agreement, refine_labels
 
     truth, classes = pd.factorize(lookup(adata.obs, labels, where="adata.obs"))
     scored = truth >= 0
@@ -114,15 +117,15 @@ def clustering(
     if n_dropped:
         logger.info("%d of %d spots have no label: clustered, but not scored", n_dropped, adata.n_obs)
     n_clusters = len(classes) if n_clusters is None else n_clusters
-    _clusters.check_options(adata, n_clusters=n_clusters, backend=backend, refine=refine, spatial_key=spatial_key)
-    points = _clusters.read_points(
-        adata, layer=layer, genes=genes, use_rep=use_rep, n_components=n_components, scale=scale
-    )
+    _clusters.check_options(adata.n_obs, n_clusters=n_clusters, backend=backend, refine=refine)
+    places = read_places(adata, spatial_key, refine=refine)
+    values, where = read_values(adata, layer=layer, genes=genes, use_rep=use_rep, scale=scale)
+    points = _clusters.points_of(values, where, n_components=n_components)
 
     rows = []
     for run in range(seed, seed + n_runs):
         mixture = _clusters.fit(points, n_clusters, backend=backend, seed=run)
-        found = _clusters.refined(adata, mixture.labels, refine=refine, spatial_key=spatial_key)
+        found = mixture.labels if places is None or refine is None else refine_labels(places, mixture.labels, refine)
         rows.append(
             {
                 "seed": run,

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from stdenoise._base.checks import check_anndata, check_choice, check_number, lookup, near_match
+from stdenoise._base.checks import check_choice, check_number, lookup, near_match
 from stdenoise._base.random import check_seed, torch_generator
 from stdenoise._io.expression import read_expression
+from stdenoise._io.read import check_anndata
 from stdenoise.metrics._scaled import BLOCK_ENTRIES, gene_positions, scaled
 
 if TYPE_CHECKING:

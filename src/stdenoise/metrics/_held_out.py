@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from stdenoise._base import keys as _keys
 from stdenoise._base.checks import check_number
+from stdenoise._base.random import check_seed
 from stdenoise._base.settings import settings
 
 if TYPE_CHECKING:
@@ -105,24 +106,28 @@ def held_out(
     >>> bool(score["explained"].item() > 0)
     True
     """
-    from stdenoise.methods._registry import make_method
-    from stdenoise.methods._trial import check_fraction, held_out_scores, read_trial
+    from stdenoise._base.device import resolve_device
+    from stdenoise._io.read import read_parts
+    from stdenoise.methods._registry import inputs_of, make_method
+    from stdenoise.methods._trial import Trial, check_fraction, held_out_scores
 
     denoiser = make_method(method, params)
     check_fraction("fraction", fraction)
     check_number("n_splits", n_splits, minimum=1, integer=True)
-    trial = read_trial(
+    check_seed(seed)
+    on = resolve_device(device)
+    parts = read_parts(
         adata,
-        [denoiser],
+        inputs_of([denoiser]),
         layer=layer,
         genes=genes,
         graph_key=graph_key,
         library_key=library_key,
         spatial_key=spatial_key,
         features_key=features_key,
-        device=device,
-        seed=seed,
+        device=on,
     )
+    trial = Trial(*parts, on)
     return held_out_scores(
         trial,
         [denoiser],

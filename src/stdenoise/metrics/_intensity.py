@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from stdenoise._base import keys as _keys
-from stdenoise._base.checks import check_anndata, check_number
+from stdenoise._base.checks import check_number
 from stdenoise._io.images import read_image, read_plane_coordinates
+from stdenoise._io.read import check_anndata
 
 if TYPE_CHECKING:
     import pandas as pd

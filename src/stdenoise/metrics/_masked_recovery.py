@@ -9,8 +9,9 @@ import numpy as np
 
 from stdenoise._base import keys as _keys
 from stdenoise._base.checks import check_choice, check_number
+from stdenoise._base.random import check_seed
 from stdenoise._base.settings import settings
-from stdenoise._io.expression import lognorm
+from stdenoise.spatial.normalize import lognorm
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -109,8 +110,10 @@ def masked_recovery(
     import pandas as pd
     from tqdm import tqdm
 
-    from stdenoise.methods._registry import make_method
-    from stdenoise.methods._trial import check_fraction, read_trial
+    from stdenoise._base.device import resolve_device
+    from stdenoise._io.read import read_parts
+    from stdenoise.methods._registry import inputs_of, make_method
+    from stdenoise.methods._trial import Trial, check_fraction
     from stdenoise.stats.masking import draw_mask, masked_scores
 
     denoiser = make_method(method, params)
@@ -119,18 +122,20 @@ def masked_recovery(
         check_fraction("fraction", share)
     check_choice("entries", entries, ["positive", "all"])
     check_number("n_repeats", n_repeats, minimum=1, integer=True)
-    trial = read_trial(
+    check_seed(seed)
+    on = resolve_device(device)
+    parts = read_parts(
         adata,
-        [denoiser],
+        inputs_of([denoiser]),
         layer=layer,
         genes=genes,
         graph_key=graph_key,
         library_key=library_key,
         spatial_key=spatial_key,
         features_key=features_key,
-        device=device,
-        seed=seed,
+        device=on,
     )
+    trial = Trial(*parts, on)
     columns = np.arange(adata.n_vars) if trial.positions is None else trial.positions
     truth = trial.modelled(trial.counts)
     rows = []

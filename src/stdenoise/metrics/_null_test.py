@@ -9,6 +9,7 @@ import numpy as np
 
 from stdenoise._base import keys as _keys
 from stdenoise._base.keys import GraphKeys
+from stdenoise._base.random import check_seed
 from stdenoise._base.settings import settings
 from stdenoise.metrics._autocorrelation import morans_i
 from stdenoise.metrics._smoothing import smoothing
@@ -112,26 +113,29 @@ def null_test(
     import pandas as pd
     from tqdm import tqdm
 
-    from stdenoise.methods._registry import make_method
-    from stdenoise.methods._trial import check_fraction, read_trial
+    from stdenoise._base.device import resolve_device
+    from stdenoise._io.read import read_parts
+    from stdenoise.methods._registry import inputs_of, make_method
+    from stdenoise.methods._trial import Trial, check_fraction
     from stdenoise.methods.baselines import GeneMean
     from stdenoise.stats.nulls import permute_spots, redraw
 
     denoiser = make_method(method, params)
     check_fraction("fraction", fraction)
-    trial = read_trial(
+    check_seed(seed)
+    on = resolve_device(device)
+    parts = read_parts(
         adata,
-        [denoiser],
+        inputs_of([denoiser], with_graph=True),
         layer=layer,
         genes=genes,
         graph_key=graph_key,
         library_key=library_key,
         spatial_key=spatial_key,
         features_key=features_key,
-        device=device,
-        seed=seed,
-        with_graph=True,
+        device=on,
     )
+    trial = Trial(*parts, on)
     rng = np.random.default_rng([seed, 1])
     codes = trial.context.libraries
     libraries = np.zeros(adata.n_obs, dtype=np.int64) if codes is None else codes.cpu().numpy()

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from stdenoise._base import keys as _keys
-from stdenoise._base.checks import check_anndata, check_choice, find_spatial_key, lookup, near_match, read_coordinates
-from stdenoise._io.expression import Expression, Matrix, gene_blocks, read_expression
+from stdenoise._base.checks import check_choice, lookup, near_match
+from stdenoise._io.expression import Expression, read_expression
+from stdenoise._io.read import check_anndata, find_spatial_key, read_coordinates
 from stdenoise.metrics._scaled import BLOCK_ENTRIES, gene_positions, scaled
+from stdenoise.spatial.normalize import Matrix, gene_blocks
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from stdenoise._io.expression import Expression, Matrix, read_expression
+from stdenoise._io.expression import Expression, read_expression
+from stdenoise.spatial.normalize import Matrix
 
 if TYPE_CHECKING:
     from anndata import AnnData

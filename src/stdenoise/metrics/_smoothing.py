@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from stdenoise._base import keys as _keys
-from stdenoise._base.checks import check_anndata, check_choice, check_number, lookup, refuse_key
+from stdenoise._base.checks import check_choice, check_number, lookup, refuse_key
 from stdenoise._base.keys import GraphKeys
 from stdenoise._base.random import check_seed
-from stdenoise._io.expression import Matrix, gene_blocks, read_expression
+from stdenoise._io.expression import read_expression
+from stdenoise._io.read import check_anndata
 from stdenoise.metrics._scaled import BLOCK_ENTRIES, gene_positions, scaled
+from stdenoise.spatial.normalize import Matrix, gene_blocks
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -176,7 +178,7 @@ def _read_edges(adata: AnnData, labels: str, graph_key: str) -> tuple[np.ndarray
     """Pairs of joined spots that both have a region, whether the regions differ, and the number of spots without one."""
     from scipy import sparse
 
-    from stdenoise.spatial.context import read_graph
+    from stdenoise._io.read import read_graph
 
     codes = lookup(adata.obs, labels, where="adata.obs").astype("category").cat.codes.to_numpy()
     graph = read_graph(adata, graph_key)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stdenoise._base import keys as _keys
-from stdenoise._base.checks import lookup, near_match, read_coordinates
+from stdenoise._base.checks import lookup, near_match
+from stdenoise._io.read import read_coordinates
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stdenoise._base import keys as _keys
-from stdenoise._base.checks import check_anndata, check_choice, check_name, check_number, output_of, read_libraries
+from stdenoise._base.checks import check_choice, check_name, check_number
 from stdenoise._base.settings import settings
 from stdenoise._io.images import SpotImage, on_image, read_image, read_plane_coordinates, tiles
+from stdenoise._io.read import check_anndata, output_of, read_libraries
 
 if TYPE_CHECKING:
     from anndata import AnnData

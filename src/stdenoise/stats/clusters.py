@@ -1,91 +1,55 @@
-"""From an AnnData to clusters: what the verb that stores clusters and the one that scores them share."""
+"""From values to clusters: principal components, and a mixture of Gaussians with either backend."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy import sparse
 
-from stdenoise._base import keys as _keys
-from stdenoise._base.checks import check_choice, check_number, lookup, read_coordinates, refuse_key
-from stdenoise._io.expression import Matrix, read_expression
+from stdenoise._base.checks import check_choice, check_number
+from stdenoise.spatial.normalize import Matrix
 from stdenoise.stats import mclust as _mclust
-from stdenoise.stats.labels import refine_labels
 from stdenoise.stats.mixture import Mixture, fit_mixture
 
 if TYPE_CHECKING:
-    from anndata import AnnData
+    pass
 
 logger = logging.getLogger("stdenoise")
 
 PCA_SEED = 42
 """Of the first vector of the solver, which is exact: the seed leaves no trace above rounding."""
 
+
 _CONSTANT = 1e-6
 
 
-def check_options(adata: AnnData, *, n_clusters: int, backend: str, refine: int | None, spatial_key: str) -> None:
+def check_options(n_spots: int, *, n_clusters: int, backend: str, refine: int | None) -> None:
     """Raise unless the options are valid for so many spots."""
     check_number("n_clusters", n_clusters, minimum=1, integer=True)
-    if n_clusters > adata.n_obs:
-        raise ValueError(f"n_clusters={n_clusters} is more than the {adata.n_obs} spots.")
+    if n_clusters > n_spots:
+        raise ValueError(f"n_clusters={n_clusters} is more than the {n_spots} spots.")
     check_choice("backend", backend, ["native", "r"])
-    if refine is None:
-        if spatial_key != _keys.SPATIAL:
-            why = "without refine=, which alone reads coordinates"
-            refuse_key("spatial_key", spatial_key, adata.obsm, spatial_key, where="adata.obsm", why=why)
-    else:
+    if refine is not None:
         check_number("refine", refine, minimum=1, integer=True)
-        if refine >= adata.n_obs:
-            raise ValueError(f"refine={refine} neighbours need more than {adata.n_obs} spots.")
-        read_coordinates(adata, spatial_key)
+        if refine >= n_spots:
+            raise ValueError(f"refine={refine} neighbours need more than {n_spots} spots.")
     if backend == "r":
         _mclust.load()
 
 
-def read_points(
-    adata: AnnData,
-    *,
-    layer: str | None,
-    genes: Sequence[str] | str | None,
-    use_rep: str | None,
-    n_components: int,
-    scale: str,
-) -> np.ndarray:
-    """Read what is clustered: an embedding of `obsm` as it is, or principal components of expression.
-
-    Dimensions that do not vary are left out.
-    """
-    if use_rep is None:
-        where = "the principal components"
-        points = principal_components(
-            read_expression(adata, layer, genes=genes).on_scale(scale), n_components=n_components
-        )
-    else:
-        given = [name for name, value in (("layer", layer), ("genes", genes)) if value is not None]
-        if given:
-            raise ValueError(
-                f"{' and '.join(given)} do not apply with use_rep={use_rep!r}, which is clustered as it is."
-            )
-        where = f"adata.obsm[{use_rep!r}]"
-        values = lookup(adata.obsm, use_rep, where="adata.obsm")
-        points = np.asarray(values.toarray() if sparse.issparse(values) else values)
-        if points.ndim != 2 or points.dtype.kind not in "iufb":
-            raise TypeError(f"{where} must be a matrix of numbers, not {points.dtype} of shape {points.shape}.")
-        points = points.astype(np.float64)
-        bad = int((~np.isfinite(points).all(axis=1)).sum())
-        if bad:
-            raise ValueError(f"{where} has NaN or infinite values in {bad} of {len(points)} spots.")
+def points_of(values: Matrix, where: str | None, *, n_components: int) -> np.ndarray:
+    """Return what is clustered: principal components or, where they have a name, the values; without what does not vary."""
+    points = principal_components(values, n_components=n_components) if where is None else values
+    where = where or "the principal components"
     spread = points.std(axis=0)
     constant = spread <= _CONSTANT * spread.max()
     if constant.all():
         raise ValueError(f"{where} are the same in every spot: there is nothing to cluster.")
     if constant.any():
         logger.info("leaving out dimensions %s of %s: they do not vary", np.flatnonzero(constant).tolist(), where)
-    return points[:, ~constant]
+    return np.asarray(points[:, ~constant])
 
 
 def principal_components(values: Matrix, *, n_components: int) -> np.ndarray:
@@ -120,10 +84,3 @@ def fit(points: np.ndarray, n_clusters: int, *, backend: str, seed: int) -> Mixt
         loglik=float(parts["loglik"].item()),
         n_iterations=-1,
     ).by_size()
-
-
-def refined(adata: AnnData, labels: np.ndarray, *, refine: int | None, spatial_key: str) -> np.ndarray:
-    """Labels after a vote of the nearest spots, or as they are."""
-    if refine is None:
-        return labels
-    return refine_labels(read_coordinates(adata, spatial_key), labels, refine)

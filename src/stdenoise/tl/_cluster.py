@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from stdenoise._base import keys as _keys
-from stdenoise._base.checks import check_anndata, check_name, output_of
+from stdenoise._base.checks import check_name
 from stdenoise._base.random import check_seed
+from stdenoise._io.read import check_anndata, output_of
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -103,15 +104,18 @@ def cluster(
     check_seed(seed)
     import pandas as pd
 
+    from stdenoise._io.expression import read_values
+    from stdenoise._io.read import read_places
     from stdenoise.stats import clusters as _clusters
+    from stdenoise.stats.labels import refine_labels
 
     _check_key_is_free(adata, key_added)
-    _clusters.check_options(adata, n_clusters=n_clusters, backend=backend, refine=refine, spatial_key=spatial_key)
-    points = _clusters.read_points(
-        adata, layer=layer, genes=genes, use_rep=use_rep, n_components=n_components, scale=scale
-    )
+    _clusters.check_options(adata.n_obs, n_clusters=n_clusters, backend=backend, refine=refine)
+    places = read_places(adata, spatial_key, refine=refine)
+    values, where = read_values(adata, layer=layer, genes=genes, use_rep=use_rep, scale=scale)
+    points = _clusters.points_of(values, where, n_components=n_components)
     mixture = _clusters.fit(points, n_clusters, backend=backend, seed=seed)
-    labels = _clusters.refined(adata, mixture.labels, refine=refine, spatial_key=spatial_key)
+    labels = mixture.labels if places is None or refine is None else refine_labels(places, mixture.labels, refine)
 
     found = np.unique(labels)
     column = pd.Categorical(labels.astype(str), categories=found.astype(str))

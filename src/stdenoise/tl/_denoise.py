@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stdenoise._base import keys as _keys
-from stdenoise._base.checks import check_anndata, check_choice, check_name, check_unique_genes
+from stdenoise._base.checks import check_choice, check_name
 from stdenoise._base.keys import GraphKeys
 from stdenoise._base.random import check_seed
 from stdenoise._base.settings import settings
+from stdenoise._io.read import check_anndata, check_unique_genes
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -166,9 +167,9 @@ def denoise(
     >>> adata.layers["dusted_mean"].shape
     (100, 20)
     """
-    from stdenoise._io.inputs import keys_to_read
+    from stdenoise._io.read import keys_to_read
     from stdenoise._io.section import Source
-    from stdenoise.methods._registry import make_method
+    from stdenoise.methods._registry import inputs_of, make_method
 
     files = {"checkpoint": checkpoint, "save_model": save_model, "model": model, "out": out}
     paths = {name: None if value is None else Path(value) for name, value in files.items()}
@@ -220,7 +221,7 @@ def denoise(
     check_unique_genes(section)
     keys = keys_to_read(
         section,
-        [denoiser],
+        inputs_of([denoiser]),
         graph_key=graph_key,
         library_key=library_key,
         spatial_key=spatial_key,
@@ -293,14 +294,14 @@ def _open(
     spatial_key: str,
 ) -> tuple[AnnData | Source, str]:
     """Open a file, with a graph where one is needed, and return it with the key of the coordinates that are still to be read."""
-    from stdenoise._base import files as _files
+    from stdenoise._io import disk
     from stdenoise._io.build_graph import build_graph
     from stdenoise._io.section import Source, open_source
 
     if out is None:
         raise ValueError(f"adata={str(path)!r} is a path; say with out= where the result goes.")
     may_stream = denoiser.has_network and out.suffix == ".zarr"
-    data = open_source(path, layer) if may_stream else _files.read(path)
+    data = open_source(path, layer) if may_stream else disk.read(path)
     section = data.light if isinstance(data, Source) else data
     # A key of the user's own is that of a graph there is.
     is_missing = graph_key == _keys.SPATIAL and GraphKeys(graph_key).connectivities not in section.obsp

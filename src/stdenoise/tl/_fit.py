@@ -11,16 +11,15 @@ import numpy as np
 import torch
 from scipy import sparse
 
-from stdenoise._base import files as _files
-from stdenoise._base.checks import output_of
 from stdenoise._base.device import speaks_for_all, started_by_launcher
-from stdenoise._io import read as _spots
+from stdenoise._io import disk
 from stdenoise._io import write as _results
-from stdenoise._io.read import Denoised
+from stdenoise._io.read import output_of, read_context, read_counts, select_genes
 from stdenoise._io.section import Source, open_source
 from stdenoise.methods._base import Denoiser, Model
 from stdenoise.methods._models import write_model
-from stdenoise.spatial.context import read_context
+from stdenoise.spatial.results import Denoised, collect
+from stdenoise.spatial.spots import Spots, make_spots
 from stdenoise.tl import _streamed
 from stdenoise.tl._network import (
     Circumstances,
@@ -90,7 +89,7 @@ def run(
     light = source.light if isinstance(source, Source) else source
     _results.check_key_is_free(light, request.key, source.layers if isinstance(source, Source) else None)
     positions = (
-        _spots.select_genes(light, request.genes)
+        select_genes(light, request.genes)
         if trained is None or request.model_path is None
         else align_genes(light, trained, request.model_path)
     )
@@ -125,7 +124,7 @@ def run(
     soundness = Soundness(spots)
     found = soundness.watch(denoiser.predict(model, at_depth_of(spots, model), alone))
     found = chosen(found, request.arrays, adata.n_obs, progress=how.progress and plan.max_spots is not None)
-    result = _spots.collect(found, adata.n_obs, model.history, plan.data_device)
+    result = collect(found, adata.n_obs, model.history, plan.data_device)
     if not how.is_first and out is not None:
         return None
     provenance = {**provenance, **network_record(model, soundness, alone, denoiser)}
@@ -214,15 +213,13 @@ def _context(adata: AnnData, request: Request, device: torch.device) -> Any:
     return read_context(adata, **request.keys, device=device)
 
 
-def _read(adata: AnnData, request: Request, positions: np.ndarray | None, device: torch.device) -> _spots.Spots:
-    counts = _spots.read_counts(adata, request.layer, allow_fractions=request.allow_fractions)
+def _read(adata: AnnData, request: Request, positions: np.ndarray | None, device: torch.device) -> Spots:
+    counts = read_counts(adata, request.layer, allow_fractions=request.allow_fractions)
     genes = tuple(map(str, adata.var_names))
-    return _spots.make_spots(
-        counts, genes, positions=positions, context=_context(adata, request, device), device=device
-    )
+    return make_spots(counts, genes, positions=positions, context=_context(adata, request, device), device=device)
 
 
-def _trained(request: Request, spots: _spots.Spots, how: Run) -> Model:
+def _trained(request: Request, spots: Spots, how: Run) -> Model:
     """Return the network: the one there is, or one trained on the spots."""
     if request.trained is not None:
         return request.trained
@@ -253,5 +250,5 @@ def _store(
         dtype=request.dtype,
     )
     if out is not None:
-        _files.write(target, out)
+        disk.write(target, out)
     return target if copy else None

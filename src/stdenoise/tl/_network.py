@@ -14,9 +14,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from stdenoise._base.checks import check_choice, check_number, near_match
-from stdenoise._io.read import Denoised, Spots
 from stdenoise.methods._base import Denoiser, Model
 from stdenoise.methods._registry import registered
+from stdenoise.spatial.results import Denoised
+from stdenoise.spatial.spots import Spots
 from stdenoise.tl._soundness import Soundness
 from stdenoise.train.checkpoint import Checkpoint
 from stdenoise.train.devices import join, spawn

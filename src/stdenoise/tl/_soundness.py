@@ -12,9 +12,10 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
-from stdenoise._io.expression import TARGET_SUM
-from stdenoise._io.read import Denoised, Spots, log_normalize
 from stdenoise.spatial.graph import SpatialGraph, select_rows
+from stdenoise.spatial.normalize import TARGET_SUM, log_normalize
+from stdenoise.spatial.results import Denoised
+from stdenoise.spatial.spots import Spots
 from stdenoise.stats.soundness import components, gene_correlations
 from stdenoise.train.run import Run
 

@@ -9,17 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from stdenoise._base.checks import check_counts
 from stdenoise._base.files import replacing
 from stdenoise._base.keys import ResultKeys
 from stdenoise._base.paths import SCRATCH, check_replaceable, remove_scratch, scratch_of
-from stdenoise._io.read import Spots, assemble_spots
+from stdenoise._io.read import check_counts
 from stdenoise._io.rows import RowStore, create_arrays, write_arrays, write_elements
 from stdenoise._io.section import Source
 from stdenoise._io.sorted import open_sorted, sort_counts
 from stdenoise._io.write import result_record
 from stdenoise.methods._base import Denoiser, Model
-from stdenoise.spatial.context import Context
+from stdenoise.spatial.spots import Context, Spots, assemble_spots
 from stdenoise.spatial.tiles import order_by_graph, partition
 from stdenoise.tl._network import ARRAYS, at_depth_of, chosen, network_record
 from stdenoise.tl._soundness import Soundness

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stdenoise._io.read import Spots
 from stdenoise.spatial.graph import SpatialGraph, select_rows
+from stdenoise.spatial.spots import Spots
 from stdenoise.spatial.tiles import Tiler, order_by_graph, partition
 from stdenoise.train.held_out import HeldOut
 

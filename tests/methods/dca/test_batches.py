@@ -5,9 +5,9 @@ from hypothesis import strategies as some
 from scipy import sparse
 from sklearn.preprocessing import StandardScaler
 
-from stdenoise._io.read import Spots
 from stdenoise.methods.dca.batches import Batches, standardization
 from stdenoise.spatial.graph import to_csr_tensor
+from stdenoise.spatial.spots import Spots
 from stdenoise.train.patches import Patches
 
 

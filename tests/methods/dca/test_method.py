@@ -4,11 +4,10 @@ import torch
 from scipy import sparse
 
 import stdenoise as st
-from stdenoise._io.read import make_spots
 from stdenoise.methods.dca import DCA, DCAConfig
 from stdenoise.methods.dca.batches import Batches
 from stdenoise.methods.dca.config import LIKELIHOODS
-from stdenoise.spatial.context import Context
+from stdenoise.spatial.spots import Context, make_spots
 from stdenoise.train.run import Run
 
 SMALL = {"hidden": (8, 3, 8), "n_epochs": 3, "batch_size": 8}

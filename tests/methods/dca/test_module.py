@@ -4,11 +4,11 @@ import torch
 import torch.nn.functional as F
 from scipy import sparse
 
-from stdenoise._io.read import Spots
 from stdenoise.methods.dca.batches import Batches, standardization
 from stdenoise.methods.dca.config import LIKELIHOODS, DCAConfig
 from stdenoise.methods.dca.module import BatchNorm, DCAModule
 from stdenoise.spatial.graph import to_csr_tensor
+from stdenoise.spatial.spots import Spots
 from stdenoise.train.patches import Patches
 
 N_SPOTS, N_GENES = 20, 6

@@ -9,13 +9,13 @@ from sklearn.metrics import mean_poisson_deviance
 from torch.autograd import gradcheck
 from torch.func import functional_call
 
-from stdenoise._io.read import Spots, collect, make_spots
 from stdenoise.methods import DUSTED, DUSTEDConfig
 from stdenoise.methods.dusted import training
 from stdenoise.methods.dusted.config import PRESETS, SCHEDULES
 from stdenoise.methods.dusted.module import DUSTEDModule, make_batch
-from stdenoise.spatial.context import Context
 from stdenoise.spatial.graph import SpatialGraph, to_csr_tensor
+from stdenoise.spatial.results import collect
+from stdenoise.spatial.spots import Context, Spots, make_spots
 from stdenoise.train.held_out import HeldOut
 from stdenoise.train.patches import Patches
 from stdenoise.train.run import Run

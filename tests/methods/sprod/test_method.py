@@ -4,12 +4,11 @@ import torch
 from scipy import sparse
 
 import stdenoise as st
-from stdenoise._io.read import make_spots
 from stdenoise.methods.sprod import Sprod
 from stdenoise.methods.sprod.config import SprodConfig
 from stdenoise.methods.sprod.features import memberships, standardised
-from stdenoise.spatial.context import Context
 from stdenoise.spatial.graph import SpatialGraph
+from stdenoise.spatial.spots import Context, make_spots
 
 
 def graph_of(result):

@@ -13,8 +13,9 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from stdenoise._io.read import Denoised, Spots
     from stdenoise.methods.dca.batches import Batch
+    from stdenoise.spatial.results import Denoised
+    from stdenoise.spatial.spots import Spots
     from stdenoise.train.run import Run
 
 
@@ -135,10 +136,10 @@ class DCA(Denoiser):
         """Yield the parameters of the likelihood, block by block."""
         import torch
 
-        from stdenoise._io.read import Denoised
         from stdenoise.methods.dca.batches import Batches
         from stdenoise.methods.dca.module import DCAModule
         from stdenoise.nn.counts import BLOCK_ENTRIES
+        from stdenoise.spatial.results import Denoised
         from stdenoise.train.patches import Patches
 
         data = Patches(spots, device=run.device)

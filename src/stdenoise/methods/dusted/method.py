@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from stdenoise._io.read import Denoised, Spots
     from stdenoise.methods.dusted.module import DUSTEDModule
+    from stdenoise.spatial.results import Denoised
+    from stdenoise.spatial.spots import Spots
     from stdenoise.train.patches import Patches
     from stdenoise.train.run import Run
 
@@ -86,8 +87,8 @@ class DUSTED(Denoiser):
 
     def predict(self, model: Model, spots: Spots, run: Run) -> Iterator[tuple[Tensor, Denoised]]:
         """Yield the means of one final pass, patch by patch."""
-        from stdenoise._io.read import Denoised
         from stdenoise.methods.dusted.module import make_batch
+        from stdenoise.spatial.results import Denoised
 
         module = self._module(spots, run, torch_generator(0))
         module.load_state_dict(model.state)

@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stdenoise._io.read import log_normalize
 from stdenoise.methods.dusted.config import DUSTEDConfig
 from stdenoise.nn.attention import GraphAttention
 from stdenoise.nn.channel import ChannelGate
@@ -23,6 +22,7 @@ from stdenoise.spatial.graph import (
     with_transpose,
     with_values,
 )
+from stdenoise.spatial.normalize import log_normalize
 from stdenoise.train.patches import Patch, Patches
 
 

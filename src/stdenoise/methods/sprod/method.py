@@ -11,7 +11,8 @@ from stdenoise.methods.sprod.config import SprodConfig
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from stdenoise._io.read import Denoised, Spots
+    from stdenoise.spatial.results import Denoised
+    from stdenoise.spatial.spots import Spots
 
 # Far below the single precision of the result.
 _TOL = 1e-7
@@ -61,9 +62,9 @@ class Sprod(Denoiser):
         """Learn the graph of each library and smooth over it."""
         import torch
 
-        from stdenoise._io.read import Denoised
         from stdenoise.methods.sprod.learn import learn_graph
         from stdenoise.methods.sprod.smooth import smooth, weighted_graph
+        from stdenoise.spatial.results import Denoised
 
         if spots.coordinates is None:
             raise ValueError("sprod needs coordinates.")

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stdenoise._io.read import log_normalize
 from stdenoise.methods.stagate.config import STAGATEConfig
 from stdenoise.nn.attention import GraphAttention, xavier_normal
 from stdenoise.spatial.graph import SpatialGraph, aggregate, sparse_linear, with_transpose
+from stdenoise.spatial.normalize import log_normalize
 from stdenoise.train.patches import Patch
 
 
