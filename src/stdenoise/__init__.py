@@ -2,8 +2,7 @@
 
 from importlib.metadata import version
 
-from stdenoise import benchmark, datasets, get, methods, metrics, pl, pp, tl
-from stdenoise._base.settings import settings
+import lazy_loader
 
-__all__ = ["benchmark", "datasets", "get", "methods", "metrics", "pl", "pp", "settings", "tl"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 __version__ = version("stdenoise")

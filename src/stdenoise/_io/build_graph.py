@@ -7,11 +7,14 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from scipy import sparse
+from scipy.sparse.csgraph import connected_components
 
 from stdenoise._base import keys as _keys
 from stdenoise._base.checks import check_name, check_number
 from stdenoise._base.keys import GraphKeys
 from stdenoise._io.read import check_anndata, find_spatial_key, output_of, read_coordinates, read_libraries
+from stdenoise.spatial import radius as build
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -51,11 +54,6 @@ def build_graph(
         raise ValueError(f"mean_degree={mean_degree!r} applies to radius='auto' only.")
     spatial_key = find_spatial_key(adata, spatial_key)
     coordinates = read_coordinates(adata, spatial_key)
-
-    from scipy import sparse
-    from scipy.sparse.csgraph import connected_components
-
-    from stdenoise.spatial import radius as build
 
     def edges_of(xy: np.ndarray) -> Edges:
         if n_neighbors is not None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import pandas as pd
 from scipy import sparse
 
 from stdenoise._base import keys as _keys
@@ -14,7 +15,6 @@ from stdenoise._base.checks import check_choice, lookup, near_match
 from stdenoise.spatial.normalize import Matrix, lognorm
 
 if TYPE_CHECKING:
-    import pandas as pd
     from anndata import AnnData
 
 
@@ -80,8 +80,6 @@ def read_expression(
     TypeError, ValueError
         The values are not finite numbers, or the scale is not valid.
     """
-    from scipy import sparse
-
     check_choice("scale", scale, ["auto", "counts", "log1p"])
     values, names, where, stored = _find(adata, layer)
     if not sparse.issparse(values):
@@ -103,8 +101,6 @@ def read_expression(
 
 
 def _find(adata: AnnData, layer: str | None) -> tuple[Any, pd.Index, str, Scale]:
-    import pandas as pd
-
     if layer is None:
         if adata.X is None:
             raise ValueError(f"adata.X is None; name a layer, one of {list(adata.layers)}.")
@@ -137,8 +133,6 @@ def _stored_scale(adata: AnnData, name: str) -> Scale:
 
 
 def _positions(adata: AnnData, names: pd.Index, genes: Sequence[str] | str, where: str) -> np.ndarray:
-    import pandas as pd
-
     if isinstance(genes, str):
         if genes != _keys.HIGHLY_VARIABLE:
             raise ValueError(f"genes={genes!r} is not valid; choose None, 'highly_variable' or a list of gene names.")

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
+from anndata import AnnData
 from scipy import sparse
 
 from stdenoise._base import keys as _keys
@@ -19,9 +21,6 @@ from stdenoise._base.inputs import Inputs
 from stdenoise._base.keys import GraphKeys
 from stdenoise.spatial.graph import SpatialGraph
 from stdenoise.spatial.spots import Context
-
-if TYPE_CHECKING:
-    from anndata import AnnData
 
 logger = logging.getLogger("stdenoise")
 
@@ -80,8 +79,6 @@ def read_counts(adata: AnnData, layer: str | None, *, allow_fractions: bool = Fa
 
 def check_anndata(adata: Any, *, in_memory: bool = True) -> None:
     """Raise unless the object is an AnnData with spots and genes, in memory if asked for."""
-    from anndata import AnnData
-
     if not isinstance(adata, AnnData):
         raise TypeError(f"adata must be an AnnData, not {type(adata).__name__}.")
     if in_memory and adata.isbacked:
@@ -92,8 +89,6 @@ def check_anndata(adata: Any, *, in_memory: bool = True) -> None:
 
 def read_libraries(adata: AnnData, library_key: str) -> tuple[list[str], np.ndarray]:
     """Read which library each spot belongs to: the names of those that have spots, and a position in them per spot."""
-    import pandas as pd
-
     column = lookup(adata.obs, library_key, where="adata.obs")
     # A column that was opened lazily is no Series.
     series = column if isinstance(column, pd.Series) else pd.Series(np.asarray(column))

@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
+import zarr
+from anndata.io import read_elem, write_elem
 
 from stdenoise._base.files import allocate, explaining_full_disk
 from stdenoise._io.disk import consolidate
@@ -155,8 +158,6 @@ def create_arrays(
     ValueError
         A name of a column cannot be stored.
     """
-    import zarr
-
     group: Any = zarr.open_group(path, mode="r+", use_consolidated=False)
     named = columns or {}
     for names in named.values():
@@ -188,8 +189,6 @@ def write_arrays(store: RowStore, path: Path, targets: Mapping[str, str], *, sha
     OSError
         The disk is full.
     """
-    import zarr
-
     group: Any = zarr.open_group(path, mode="r+", use_consolidated=False)
     rank, world = share
     # Compressed, it takes less.
@@ -219,9 +218,6 @@ def write_elements(path: Path, fields: Mapping[str, Any], *, remove: Iterable[st
     remove
         Places to be emptied first, where there is something.
     """
-    import zarr
-    from anndata.io import read_elem, write_elem
-
     group: Any = zarr.open_group(path, mode="r+", use_consolidated=False)
     for place in remove:
         parent, key = _parent(group, place)
@@ -270,9 +266,6 @@ def _check_names(columns: Sequence[str]) -> None:
 
 def _create_frame(root: Any, parent: Any, key: str, n_rows: int, dtype: np.dtype, columns: list[str]) -> None:
     """Write a table that has rows, and room for its columns."""
-    import pandas as pd
-    from anndata.io import read_elem, write_elem
-
     index_key = root["obs"].attrs["_index"]
     index = pd.Index(read_elem(root["obs"][index_key]), name=None if index_key == "_index" else index_key)
     write_elem(parent, key, pd.DataFrame(index=index))

@@ -9,17 +9,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import anndata
 import numpy as np
+import zarr
+from anndata import AnnData
+from anndata.abc import CSCDataset, CSRDataset
+from anndata.io import read_elem, write_elem
 from scipy import sparse
 
 from stdenoise._base.checks import lookup
 from stdenoise._base.files import check_readable
 from stdenoise._io.disk import consolidate, read
-
-if TYPE_CHECKING:
-    from anndata import AnnData
 
 _SMALL = ("obs", "var", "obsm", "varm", "obsp", "varp", "uns")
 _CHUNK = 2**20
@@ -132,10 +134,6 @@ class Source:
         OSError
             The disk is full, or something cannot be read.
         """
-        import anndata
-        import zarr
-        from anndata.io import write_elem
-
         if isinstance(self.data, Path) and self.data.suffix == ".zarr":
             _copy_folder(self.data, path)
             return
@@ -171,9 +169,6 @@ def open_source(data: Path | AnnData, layer: str | None) -> Source:
     TypeError, KeyError, OSError
         It is something else; there is no such layer; the file is not there or cannot be read.
     """
-    from anndata import AnnData
-    from anndata.io import read_elem
-
     where = "X" if layer is None else f"layers[{layer!r}]"
     if isinstance(data, Path):
         check_readable(data)
@@ -213,8 +208,6 @@ def _elements(data: Path | AnnData) -> Iterator[dict[str, Any]]:
         with h5py.File(data, "r") as file:
             yield dict(file)
     else:
-        import zarr
-
         yield dict(zarr.open_group(data, mode="r").members())
 
 
@@ -247,8 +240,6 @@ def _counts(elements: Mapping[str, Any], layer: str | None, where: str) -> Any:
 
 def _group_of(matrix: Any) -> Any:
     """The group in the file, of a sparse matrix of a backed AnnData; all else as it is."""
-    from anndata.abc import CSCDataset, CSRDataset
-
     return matrix.group if isinstance(matrix, CSCDataset | CSRDataset) else matrix
 
 
@@ -333,9 +324,6 @@ def _check_lengths(array: Any, start: int, stop: int) -> None:
 
 def _raw_elements(raw: Any) -> dict[str, Any]:
     """Parts of `raw`, of an AnnData or in a file."""
-    from anndata import AnnData
-    from anndata.io import read_elem
-
     if _encoding(raw):
         return {name: read_elem(value) if name != "X" else value for name, value in dict(raw).items()}
     small = AnnData(var=raw.var, varm=dict(raw.varm)).to_memory()
@@ -351,8 +339,6 @@ def _copy_elements(parent: Any, name: str, kind: str, elements: Mapping[str, Any
 
 def _copy_element(parent: Any, name: str, value: Any) -> None:
     """Write part of an AnnData to a zarr group; matrices of a file are copied piece by piece."""
-    from anndata.io import read_elem, write_elem
-
     value = _group_of(value)
     kind = _encoding(value)
     if kind in ("csr_matrix", "csc_matrix"):

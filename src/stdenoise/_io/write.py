@@ -10,9 +10,11 @@ import platform
 from collections.abc import Collection, Mapping, Sequence
 from copy import deepcopy
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
+from anndata import AnnData
 from scipy import sparse
 
 from stdenoise._base import keys as _keys
@@ -20,10 +22,6 @@ from stdenoise._base.checks import lookup
 from stdenoise._base.keys import ResultKeys
 from stdenoise._io.rows import CLIPPED, narrowed
 from stdenoise.spatial.results import Denoised
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from anndata import AnnData
 
 logger = logging.getLogger("stdenoise")
 
@@ -85,8 +83,6 @@ def write_denoised(
     dtype
         Type of the arrays that have the size of the data, or `ROUNDED`.
     """
-    import pandas as pd
-
     names = ResultKeys(key)
     # In the order of the AnnData.
     columns = slice(None) if positions is None else np.argsort(positions)
@@ -171,8 +167,6 @@ def stored_provenance(adata: AnnData, key: str) -> Mapping[str, Any]:
 
 def read_denoised(adata: AnnData, key: str) -> AnnData:
     """Return a stored result as an AnnData of the modelled genes; nothing in it is shared with the original."""
-    from anndata import AnnData
-
     provenance = stored_provenance(adata, key)
     names = ResultKeys(key)
     var = adata.var[adata.var[names.modelled]] if names.modelled in adata.var else adata.var

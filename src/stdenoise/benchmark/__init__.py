@@ -1,7 +1,5 @@
 """Benchmarks: methods x data sets x metrics x seeds, resumable, with a report."""
 
-from stdenoise.benchmark._report import report
-from stdenoise.benchmark._results import results
-from stdenoise.benchmark._run import run
+import lazy_loader
 
-__all__ = ["report", "results", "run"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from pandas import Series
+
 from stdenoise import metrics
 from stdenoise._base.checks import near_match
 
@@ -49,8 +51,6 @@ def _series(result: pd.Series) -> dict[str, float]:
 
 def _groups(result: pd.Series | pd.DataFrame) -> dict[str, float]:
     """Scores of all spots under their own name, of the others with the group behind it."""
-    from pandas import Series
-
     if isinstance(result, Series):
         return _series(result)
     return {

@@ -6,16 +6,15 @@ from collections.abc import Mapping
 from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import pandas as pd
+
+from stdenoise.benchmark._figures import box_plot, cost_plot, rank_plot
 from stdenoise.benchmark._metrics import better
 from stdenoise.benchmark._results import failures, read_plan, results
 from stdenoise.benchmark._store import write_bytes
 from stdenoise.benchmark._tables import cell, in_order, markdown, mean_ranks, not_better, number, score_table
 from stdenoise.benchmark._units import matches, slug
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 _NOTES = {1: "Higher is better.", -1: "Lower is better.", 0: "A diagnostic, not ranked."}
 
@@ -138,8 +137,6 @@ def _scores(table: pd.DataFrame, pictures: dict[str, str]) -> list[str]:
 
 def rank_table(table: pd.DataFrame) -> pd.DataFrame:
     """Mean rank of each method under each ranked score."""
-    import pandas as pd
-
     ranked = {
         f"{metric}: {score}": mean_ranks(rows, direction)
         for (metric, score), (rows, direction) in _by_score(table).items()
@@ -191,8 +188,6 @@ def _picture(pictures: dict[str, str], name: str) -> list[str]:
 
 def _draw(folder: Path, table: pd.DataFrame) -> dict[str, str]:
     """Write the figures; return their paths in the folder by name."""
-    from stdenoise.benchmark._figures import box_plot, cost_plot, rank_plot
-
     (folder / "figures").mkdir(exist_ok=True)
     images = {
         f"{metric}-{score}": box_plot(rows, title=f"{metric}: {score}", note=_NOTES[direction])

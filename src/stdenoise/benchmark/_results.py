@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pandas as pd
 
 from stdenoise.benchmark._store import FAILED, PLAN, UNITS, files_by_hash, read_json
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 COLUMNS = {
     "dataset": "str",
@@ -72,8 +71,6 @@ def results(folder: str | Path) -> pd.DataFrame:
     ...     print(table.equals(st.benchmark.results(folder)))
     True
     """
-    import pandas as pd
-
     rows = [
         {
             **{key: unit[key] for key in ("dataset", "columns", "method", "method_name", "seed")},

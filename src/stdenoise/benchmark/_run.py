@@ -7,6 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import anndata
+from tqdm import tqdm
+
 from stdenoise._base.checks import check_number
 from stdenoise._base.device import resolve_device
 from stdenoise._base.memory import read_memory
@@ -162,7 +165,6 @@ def _do(
 ) -> None:
     if not jobs:
         return
-    from tqdm import tqdm
 
     with tqdm(total=len(jobs), desc=what, unit="", disable=not show) as bar:
 
@@ -200,8 +202,6 @@ def estimate_gb(n_spots: int, n_genes: int) -> float:
 
 def size_gb(path: Path, n_modelled: int | None) -> float:
     """Estimate the memory of a unit from the shape of its data set, which is not read."""
-    import anndata
-
     adata = anndata.read_h5ad(path, backed="r")
     n_spots, n_genes = adata.shape
     adata.file.close()

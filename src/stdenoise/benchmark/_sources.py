@@ -16,6 +16,7 @@ from stdenoise._base.keys import GraphKeys
 from stdenoise._io import disk
 from stdenoise.benchmark._problems import Problems
 from stdenoise.benchmark._units import Dataset
+from stdenoise.datasets._patterns import PATTERNS
 from stdenoise.pp._highly_variable import mark_highly_variable
 
 if TYPE_CHECKING:
@@ -69,8 +70,6 @@ def expand(table: Mapping[str, Any], *, folder: Path, where: str, problems: Prob
 
 def _simulations(source: Mapping[str, Any], name: str, group: str | None, shared: dict[str, Any]) -> list[Dataset]:
     """One data set per pattern, setting and replicate; `*` in the name stands for them."""
-    from stdenoise.datasets._patterns import PATTERNS
-
     axes = {"patterns": list(PATTERNS), "settings": [1, 2, 3, 4], "replicate": 0}
     rest = {key: value for key, value in source.items() if key not in axes}
     hidden = ("pattern", "setting", "replicate")

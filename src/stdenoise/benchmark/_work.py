@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from stdenoise import tl
 from stdenoise._base import keys as _keys
@@ -155,7 +156,6 @@ def main() -> int:
     request = json.loads(sys.stdin.readline())
     # Standard input ends when the process that started this one is gone, however it went: nobody waits for the work any more.
     threading.Thread(target=_exit_with_parent, daemon=True).start()
-    import torch
 
     torch.set_num_threads(int(request["threads"]))
     try:

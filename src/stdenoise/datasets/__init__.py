@@ -1,7 +1,5 @@
 """Data sets: simulated sections, whose truth is known, and public ones."""
 
-from stdenoise.datasets._load import load, registry
-from stdenoise.datasets._simulate import simulate, simulated_benchmark, simulated_names
-from stdenoise.datasets._tissue import tissue
+import lazy_loader
 
-__all__ = ["load", "registry", "simulate", "simulated_benchmark", "simulated_names", "tissue"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
+from scipy import sparse
 
 from stdenoise.datasets._patterns import EXTENT
-
-if TYPE_CHECKING:
-    from scipy import sparse
 
 EDGE_MODES = ("absolute", "additive")
 
@@ -52,8 +49,6 @@ def drop_out(
     counts: sparse.csr_matrix, rate: np.ndarray, rng: np.random.Generator
 ) -> tuple[sparse.csr_matrix, sparse.csr_matrix]:
     """Lose each positive count with the rate of its spot; return what is left, and which were lost."""
-    from scipy import sparse
-
     lost = rng.random(counts.nnz) < np.repeat(rate, np.diff(counts.indptr))
     kept, mask = (
         sparse.csr_matrix((values, counts.indices.copy(), counts.indptr.copy()), shape=counts.shape)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.stats import rankdata
 
 # Quantiles of log10 of the kinetic rates fitted to 78 120 genes of real tissues (Zhang, Xu and Yosef 2019).
 _SHARES = np.array([0, 0.01, 0.05, 0.10, 0.25, 0.50, 0.75, 0.90, 0.95, 0.99, 1])
@@ -93,8 +94,6 @@ def draw_factors(
 
 def match_ranks(scores: np.ndarray, draws: np.ndarray) -> np.ndarray:
     """Replace every score by the draw of the same rank among all; equal scores get equal values."""
-    from scipy.stats import rankdata
-
     rank = rankdata(scores, axis=None).astype(np.int64) - 1
     return np.asarray(np.sort(draws)[rank].reshape(scores.shape))
 

@@ -8,13 +8,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pandas as pd
+
 from stdenoise._base.checks import check_choice
 from stdenoise._io import disk
 from stdenoise.datasets._catalog import Entry, entries
 from stdenoise.datasets._readers import READERS
 
 if TYPE_CHECKING:
-    import pandas as pd
     from anndata import AnnData
 
 logger = logging.getLogger("stdenoise")
@@ -88,8 +89,6 @@ def registry() -> pd.DataFrame:
     >>> sorted(set(table["name"]))[:2]
     ['cosmx', 'dlpfc']
     """
-    import pandas as pd
-
     rows = [
         {
             "name": entry.name,

@@ -7,15 +7,14 @@ import warnings
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
+import scanpy as sc
+from anndata import AnnData
+from scipy import sparse
 
 from stdenoise._base import keys as _keys
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from anndata import AnnData
 
 _POSITION_COLUMNS = ["in_tissue", "array_row", "array_col", "pixel_row", "pixel_col"]
 _LAYERS = {f"L{i}": f"Layer{i}" for i in range(1, 7)}
@@ -32,10 +31,6 @@ def read_visium(paths: dict[str, Path], section: str) -> AnnData:
     section
         Name of the section in the table of layers.
     """
-    import pandas as pd
-    import scanpy as sc
-    from scipy import sparse
-
     with warnings.catch_warnings():
         # It asks for unique names, which the next line makes.
         warnings.filterwarnings("ignore", message="Variable names are not unique")
@@ -61,8 +56,6 @@ def read_visium(paths: dict[str, Path], section: str) -> AnnData:
 
 def _read_positions(path: Path) -> pd.DataFrame:
     """Positions by barcode; older files have no header line."""
-    import pandas as pd
-
     text = path.read_bytes()
     if tarfile.is_tarfile(path):
         with tarfile.open(path) as archive:
@@ -87,10 +80,6 @@ def read_st(paths: dict[str, Path], section: str) -> AnnData:
     section
         Not used.
     """
-    import pandas as pd
-    from anndata import AnnData
-    from scipy import sparse
-
     counts = pd.read_csv(paths["counts"], sep="\t", index_col=0)
     positions, labels = (_by_spot(pd.read_csv(paths[role], sep="\t")) for role in ("positions", "labels"))
     spots = counts.index.intersection(positions.index)

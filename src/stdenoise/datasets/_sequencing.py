@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from scipy import sparse
+from scipy import sparse
+from scipy.special import ndtr, ndtri
 
 # Lengths of 59 371 transcripts: quantiles of log10; the longest 1 % are set to the last one.
 _LENGTH_SHARES = np.array([0, 0.01, 0.05, 0.25, 0.50, 0.75, 0.95, 0.99])
@@ -66,8 +64,6 @@ def draw_genes(n_genes: int, rng: np.random.Generator) -> tuple[np.ndarray, np.n
 def _truncated_normal(
     mean: float, sd: float, low: float, high: float, size: int, rng: np.random.Generator
 ) -> np.ndarray:
-    from scipy.special import ndtr, ndtri
-
     lower, upper = ndtr((np.array([low, high]) - mean) / sd)
     drawn = mean + sd * ndtri(rng.uniform(lower, upper, size))
     return np.asarray(np.clip(drawn, low, high))
@@ -75,8 +71,6 @@ def _truncated_normal(
 
 def capture_molecules(true: sparse.csr_matrix, capture: np.ndarray, rng: np.random.Generator) -> sparse.csr_matrix:
     """Keep each molecule with the capture rate of its cell."""
-    from scipy import sparse
-
     kept = rng.binomial(true.data, np.repeat(capture, np.diff(true.indptr)))
     captured = sparse.csr_matrix((kept, true.indices.copy(), true.indptr.copy()), shape=true.shape)
     captured.eliminate_zeros()
@@ -107,8 +101,6 @@ def sequence(
     rng
         Source of randomness.
     """
-    from scipy import sparse
-
     observed = np.zeros(captured.nnz, dtype=np.int64)
     for cells in _blocks_of_cells(captured):
         entries = slice(captured.indptr[cells.start], captured.indptr[cells.stop])

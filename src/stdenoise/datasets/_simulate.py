@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
+from anndata import AnnData
+from scipy import sparse
 
 from stdenoise._base import keys as _keys
 from stdenoise._base.checks import check_choice, check_number
@@ -16,11 +19,6 @@ from stdenoise.datasets._dropout import EDGE_MODES, SETTINGS, drop_out, dropout_
 from stdenoise.datasets._kinetics import Kinetics, true_counts
 from stdenoise.datasets._patterns import EXTENT, PATTERNS, lay_out, type_sizes
 from stdenoise.datasets._sequencing import capture_molecules, draw_cells, draw_genes, sequence
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from anndata import AnnData
-    from scipy import sparse
 
 
 def simulate(
@@ -234,9 +232,6 @@ def _entropy(pattern: str, *, seed: int, setting: int, replicate: int) -> np.ran
 
 
 def _make_tissue(pattern: str, *, seed: int, replicate: int, n_spots: int | None, n_genes: int | None) -> _Tissue:
-    import pandas as pd
-    from scipy import sparse
-
     plan = PATTERNS[pattern]
     n_cells, n_genes = n_spots or plan.n_spots, n_genes or plan.n_genes
     streams = _entropy(pattern, seed=seed, setting=0, replicate=replicate).spawn(4)
@@ -270,8 +265,6 @@ def _make_tissue(pattern: str, *, seed: int, replicate: int, n_spots: int | None
 
 
 def _observe(tissue: _Tissue, *, setting: int, edge_mode: str) -> AnnData:
-    from anndata import AnnData
-
     rate, in_band = dropout_rates(tissue.positions, setting, edge_mode)
     seeds = _entropy(tissue.pattern, seed=tissue.seed, setting=setting, replicate=tissue.replicate)
     observed, mask = drop_out(tissue.sequenced, rate, np.random.default_rng(seeds))

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
+import pandas as pd
+from anndata import AnnData
+from scipy import sparse
 
 from stdenoise._base.checks import check_number
 from stdenoise._base.random import check_seed
-
-if TYPE_CHECKING:
-    from anndata import AnnData
 
 _REGIONS = ("core", "inner", "outer", "rim", "islet")
 _PITCH = 100.0
@@ -45,9 +43,6 @@ def tissue(n_spots: int = 1200, n_genes: int = 300, *, seed: int = 0) -> AnnData
     check_number("n_spots", n_spots, minimum=1, integer=True)
     check_number("n_genes", n_genes, minimum=1, integer=True)
     check_seed(seed)
-    import pandas as pd
-    from anndata import AnnData
-    from scipy import sparse
 
     rng = np.random.default_rng(seed)
     xy = _hexagonal_disc(n_spots)

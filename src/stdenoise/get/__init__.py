@@ -1,6 +1,5 @@
 """Results, and inputs, as other objects."""
 
-from stdenoise.get._denoised import denoised
-from stdenoise.get._pyg import pyg
+import lazy_loader
 
-__all__ = ["denoised", "pyg"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from stdenoise._io.write import read_denoised
+
 if TYPE_CHECKING:
     from anndata import AnnData
 
@@ -37,6 +39,4 @@ def denoised(adata: AnnData, key: str = "dusted") -> AnnData:
     >>> list(st.get.denoised(adata).var_names)
     ['gene0', 'gene3']
     """
-    from stdenoise._io.write import read_denoised
-
     return read_denoised(adata, key)

@@ -6,6 +6,8 @@ import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import torch
+
 from stdenoise._base import keys as _keys
 from stdenoise._io.read import (
     check_anndata,
@@ -15,6 +17,7 @@ from stdenoise._io.read import (
     read_graph,
     select_genes,
 )
+from stdenoise.spatial.graph import SpatialGraph
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -64,10 +67,7 @@ def pyg(
     >>> st.get.pyg(adata).x.shape
     torch.Size([100, 20])
     """
-    import torch
     from torch_geometric.data import Data
-
-    from stdenoise.spatial.graph import SpatialGraph
 
     check_anndata(adata)
     check_unique_genes(adata)

@@ -7,13 +7,14 @@ from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from stdenoise._base.checks import check_choice, near_match
+from stdenoise.spatial.results import collect
+from stdenoise.train.run import Run
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from stdenoise.spatial.results import Denoised
     from stdenoise.spatial.spots import Spots
-    from stdenoise.train.run import Run
 
 Config = TypeVar("Config")
 
@@ -122,9 +123,6 @@ class Denoiser:
         progress
             Show a progress bar on standard error.
         """
-        from stdenoise.spatial.results import collect
-        from stdenoise.train.run import Run
-
         run = Run(seed=seed, progress=progress)
         model = self.train(spots, run)
         return collect(self.predict(model, spots, run), len(spots.size_factors), model.history, spots.counts.device)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pandas as pd
 
 from stdenoise._base.checks import check_choice
 from stdenoise._base.inputs import Inputs
@@ -21,9 +23,6 @@ from stdenoise.methods.sme import SME
 from stdenoise.methods.smoother import Smoother
 from stdenoise.methods.sprod import Sprod
 from stdenoise.methods.stagate import STAGATE
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 ENTRY_POINT_GROUP = "stdenoise.methods"
 _BUILT_IN: tuple[type[Denoiser], ...] = (
@@ -96,8 +95,6 @@ def table() -> pd.DataFrame:
     >>> st.methods.table().loc["dusted", "scale"]
     'counts'
     """
-    import pandas as pd
-
     rows = [asdict(cls.info) for cls in registered().values()]
     frame = pd.DataFrame(rows).set_index("name")
     for column in ("needs", "optional", "writes"):

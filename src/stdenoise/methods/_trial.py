@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from scipy import sparse
 from torch import Tensor
+from tqdm import tqdm
 
 from stdenoise.methods._base import Denoiser
 from stdenoise.methods.baselines import GeneMean
@@ -19,9 +20,6 @@ from stdenoise.spatial.normalize import TARGET_SUM
 from stdenoise.spatial.results import Denoised
 from stdenoise.spatial.spots import Context, make_spots
 from stdenoise.stats import deviance
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)
@@ -121,8 +119,6 @@ def held_out_scores(
 
     Split `i` is drawn with `seed + i`, which is the seed of the methods too.
     """
-    from tqdm import tqdm
-
     rows = []
     with tqdm(total=n_splits * len(methods), desc="held out", unit="fit", disable=not progress) as bar:
         for split in range(n_splits):

@@ -6,17 +6,20 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+import torch
+
 from stdenoise._base.checks import check_choice, check_number
 from stdenoise._base.random import torch_generator
 from stdenoise.methods._base import Denoiser, MethodInfo
+from stdenoise.spatial.graph import select_rows, transpose_csr
+from stdenoise.spatial.results import Denoised
+from stdenoise.stats.lowrank import truncated_svd
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    import torch
     from torch import Tensor
 
-    from stdenoise.spatial.results import Denoised
     from stdenoise.spatial.spots import Spots
 
 logger = logging.getLogger("stdenoise")
@@ -114,12 +117,6 @@ class ALRA(Denoiser):
 
     def fit(self, spots: Spots, *, seed: int, progress: bool) -> Denoised:
         """Return the completed matrix, the scores of the spots and the singular values."""
-        import torch
-
-        from stdenoise.spatial.graph import select_rows
-        from stdenoise.spatial.results import Denoised
-        from stdenoise.stats.lowrank import truncated_svd
-
         # Empty spots have no part in the quantiles; where all are empty, so is the result.
         lognorm = spots.lognorm
         n_spots, n_genes = lognorm.shape
@@ -152,8 +149,6 @@ class ALRA(Denoiser):
 
     def _choose_rank(self, observed: Tensor, generator: torch.Generator) -> tuple[int, Tensor | None]:
         """Return the last rank after which the singular values fall by more than noise does, and those values."""
-        from stdenoise.stats.lowrank import truncated_svd
-
         n_components = min(self.config.n_components, min(observed.shape) - 1)
         if n_components < 5:
             logger.info("alra: rank 1, as %d spots x %d genes are too few to choose it", *observed.shape)
@@ -176,10 +171,6 @@ class ALRA(Denoiser):
         self, observed: Tensor, scores: Tensor, components: Tensor, *, error: float
     ) -> Iterator[tuple[slice, Tensor]]:
         """Yield blocks of genes, and the completed values of each, shape `(n_genes_of_block, n_spots)`."""
-        import torch
-
-        from stdenoise.spatial.graph import select_rows, transpose_csr
-
         by_gene = transpose_csr(observed)
         n_genes, n_spots = by_gene.shape
         width = max(1, _BLOCK_ENTRIES // n_spots)
@@ -204,8 +195,6 @@ class ALRA(Denoiser):
 
 def _rounding(singular_values: Tensor, shape: Sequence[int]) -> float:
     """Size up to which an entry or a singular value is a rounding error."""
-    import torch
-
     return float(singular_values[0]) * max(shape) * torch.finfo(torch.float64).eps
 
 

@@ -5,14 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+import torch
+from tqdm import tqdm
+
 from stdenoise._base.checks import check_number
 from stdenoise._base.random import torch_generator
 from stdenoise.methods._base import Denoiser, MethodInfo
+from stdenoise.spatial.graph import transpose_csr
+from stdenoise.spatial.results import Denoised
+from stdenoise.stats.lowrank import principal_components
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from stdenoise.spatial.results import Denoised
     from stdenoise.spatial.spots import Spots
 
 
@@ -115,8 +120,6 @@ class Raw(Denoiser):
 
     def fit(self, spots: Spots, *, seed: int, progress: bool) -> Denoised:
         """Return the counts."""
-        from stdenoise.spatial.results import Denoised
-
         return Denoised(mean=spots.counts.to_dense(), scale="counts")
 
 
@@ -136,8 +139,6 @@ class GeneMean(Denoiser):
 
     def fit(self, spots: Spots, *, seed: int, progress: bool) -> Denoised:
         """Return size factor times gene mean, the most likely means of a Poisson model without structure."""
-        from stdenoise.spatial.results import Denoised
-
         depth = _depth(spots)
         return Denoised(mean=depth[:, None] * (_gene_sum(spots) / depth.sum()), scale="counts")
 
@@ -168,10 +169,6 @@ class NeighborMean(Denoiser):
 
     def fit(self, spots: Spots, *, seed: int, progress: bool) -> Denoised:
         """Return the pooled profiles."""
-        import torch
-
-        from stdenoise.spatial.results import Denoised
-
         if spots.graph is None:
             raise ValueError("neighbor_mean needs a spatial graph.")
         graph = spots.graph.with_self_loops()
@@ -213,9 +210,6 @@ class PCAReconstruction(Denoiser):
 
     def fit(self, spots: Spots, *, seed: int, progress: bool) -> Denoised:
         """Return the reconstruction."""
-        from stdenoise.spatial.results import Denoised
-        from stdenoise.stats.lowrank import principal_components
-
         n_components = min(self.config.n_components, *spots.lognorm.shape)
         pca = principal_components(spots.lognorm, n_components, generator=torch_generator(seed))
         latent = pca.scores.float()
@@ -253,12 +247,6 @@ class PoissonFactorization(Denoiser):
 
     def fit(self, spots: Spots, *, seed: int, progress: bool) -> Denoised:
         """Return the product of the factors."""
-        import torch
-        from tqdm import tqdm
-
-        from stdenoise.spatial.graph import transpose_csr
-        from stdenoise.spatial.results import Denoised
-
         counts, depth = spots.counts, _depth(spots)
         n_spots, n_genes = counts.shape
         crow, col, y = counts.crow_indices(), counts.col_indices(), counts.values()
@@ -307,7 +295,5 @@ def _depth(spots: Spots) -> Tensor:
 
 
 def _gene_sum(spots: Spots) -> Tensor:
-    from stdenoise.spatial.graph import transpose_csr
-
     ones = spots.counts.values().new_ones(spots.counts.shape[0], 1)
     return (transpose_csr(spots.counts) @ ones).squeeze(1)

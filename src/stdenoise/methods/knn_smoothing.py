@@ -6,15 +6,19 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+import torch
+from tqdm import tqdm
+
 from stdenoise._base.checks import check_choice, check_number
 from stdenoise._base.random import torch_generator
 from stdenoise.methods._base import Denoiser, MethodInfo
+from stdenoise.spatial.neighbors import nearest_neighbors
+from stdenoise.spatial.results import Denoised
+from stdenoise.stats.lowrank import principal_components
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
-    from stdenoise.spatial.results import Denoised
     from stdenoise.spatial.spots import Spots
 
 logger = logging.getLogger("stdenoise")
@@ -89,11 +93,6 @@ class KNNSmoothing(Denoiser):
 
     def fit(self, spots: Spots, *, seed: int, progress: bool) -> Denoised:
         """Return the pooled counts."""
-        import torch
-        from tqdm import tqdm
-
-        from stdenoise.spatial.results import Denoised
-
         config, generator = self.config, torch_generator(seed)
         # Sums of a few sparse profiles are mostly full.
         counts = spots.counts.to_dense()
@@ -119,8 +118,6 @@ def freeman_tukey(counts: Tensor) -> Tensor:
     counts
         Dense, shape `(n_spots, n_genes)`; not changed.
     """
-    import torch
-
     total = counts.sum(1)
     if not (total > 0).any():
         return torch.ones_like(counts)
@@ -143,11 +140,6 @@ def similar(counts: Tensor, k: int, *, d: int, dither: float, generator: torch.G
     generator
         Source of all randomness, on the CPU.
     """
-    import torch
-
-    from stdenoise.spatial.neighbors import nearest_neighbors
-    from stdenoise.stats.lowrank import principal_components
-
     n_spots, n_genes = counts.shape
     scores = principal_components(freeman_tukey(counts), min(d, n_genes, n_spots - 1), generator=generator).scores
     # Spots that pooled the same profiles are equal, and must tie: rounding errors may not tell them apart.
@@ -169,8 +161,6 @@ def pool(counts: Tensor, near: Tensor) -> Tensor:
     near
         Indices of the spots to pool for each spot, shape `(n_spots, k)`.
     """
-    import torch
-
     n_spots, k = near.shape
     crow = torch.arange(0, n_spots * k + 1, k, device=near.device)
     ones = counts.new_ones(n_spots * k)

@@ -6,14 +6,18 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+import torch
+
 from stdenoise._base.checks import check_choice, check_number
 from stdenoise._base.random import torch_generator
 from stdenoise.methods._base import Denoiser, MethodInfo
+from stdenoise.spatial.results import Denoised
+from stdenoise.stats.diffusion import diffuse_, diffusion_operator
+from stdenoise.stats.lowrank import principal_components
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from stdenoise.spatial.results import Denoised
     from stdenoise.spatial.spots import Spots
 
 logger = logging.getLogger("stdenoise")
@@ -119,12 +123,6 @@ class MAGIC(Denoiser):
 
     def fit(self, spots: Spots, *, seed: int, progress: bool) -> Denoised:
         """Return the diffused values."""
-        import torch
-
-        from stdenoise.spatial.results import Denoised
-        from stdenoise.stats.diffusion import diffuse_, diffusion_operator
-        from stdenoise.stats.lowrank import principal_components
-
         config, generator = self.config, torch_generator(seed)
         # From the normalised values: both transforms have their pattern.
         normalised = spots.lognorm
@@ -198,8 +196,6 @@ def enough_steps(operator: Tensor, values: Tensor, *, t_max: int) -> tuple[int, 
 
 def _procrustes(one: Tensor, other: Tensor) -> float:
     """Sum of squared differences after the best shift, scaling and rotation, between 0 and 1."""
-    import torch
-
     one, other = one - one.mean(0), other - other.mean(0)
     size = one.norm() * other.norm()
     if size == 0:

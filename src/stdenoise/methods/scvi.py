@@ -10,15 +10,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+import pandas as pd
+import torch
+from anndata import AnnData
+from scipy import sparse
+
 from stdenoise._base.checks import check_choice, check_number
 from stdenoise.methods._base import Denoiser, MethodInfo, likelihood_arrays
+from stdenoise.spatial.graph import select_rows
+from stdenoise.spatial.results import Denoised
 
 if TYPE_CHECKING:
-    import torch
-    from anndata import AnnData
     from torch import Tensor
 
-    from stdenoise.spatial.results import Denoised
     from stdenoise.spatial.spots import Spots
 
 # Rows that are predicted at once.
@@ -116,12 +120,6 @@ class SCVI(Denoiser):
             import scvi  # noqa: F401
         except ImportError as error:
             raise ImportError('method "scvi" needs scvi-tools: pip install "stdenoise[scvi]"') from error
-        import pandas as pd
-        import torch
-        from anndata import AnnData
-
-        from stdenoise.spatial.graph import select_rows
-        from stdenoise.spatial.results import Denoised
 
         device, (n_spots, n_genes) = spots.counts.device, spots.counts.shape
         # The library size of an empty spot has no logarithm: it is neither trained on nor predicted.
@@ -202,8 +200,6 @@ def _batch_size(n_spots: int, wanted: int) -> int:
 
 
 def _to_scipy(matrix: Tensor) -> Any:
-    from scipy import sparse
-
     parts = (matrix.values(), matrix.col_indices(), matrix.crow_indices())
     return sparse.csr_matrix(tuple(part.cpu().numpy() for part in parts), shape=matrix.shape)
 
@@ -212,7 +208,6 @@ def _to_scipy(matrix: Tensor) -> Any:
 def _seeded(seed: int) -> Iterator[None]:
     """Seed scvi-tools, which draws from the global generators, and leave these and its settings as they were."""
     import scvi
-    import torch
     from lightning.pytorch.utilities.seed import isolate_rng
 
     environment, previous = dict(os.environ), scvi.settings.seed

@@ -7,16 +7,20 @@ import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+import pandas as pd
+import torch
+
 from stdenoise._base.checks import check_choice, check_number
 from stdenoise._base.random import torch_generator
 from stdenoise.methods._base import Denoiser, MethodInfo
+from stdenoise.spatial.graph import SpatialGraph
+from stdenoise.spatial.neighbors import neighborhoods
+from stdenoise.spatial.results import Denoised
+from stdenoise.stats.lowrank import principal_components
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
-    from stdenoise.spatial.graph import SpatialGraph
-    from stdenoise.spatial.results import Denoised
     from stdenoise.spatial.spots import Spots
 
 logger = logging.getLogger("stdenoise")
@@ -120,9 +124,6 @@ class SME(Denoiser):
 
     def fit(self, spots: Spots, *, seed: int, progress: bool) -> Denoised:
         """Return the adjusted values."""
-        from stdenoise.spatial.results import Denoised
-        from stdenoise.stats.lowrank import principal_components
-
         config, generator = self.config, torch_generator(seed)
         parts = config.weights
         if parts == "auto":
@@ -161,8 +162,6 @@ def near_spots(spots: Spots, radius: float | str) -> tuple[SpatialGraph, Tensor]
     -------
     The graph without self loops, and the lengths of its edges: with `"auto"` in units of the distance between spots.
     """
-    from stdenoise.spatial.neighbors import neighborhoods
-
     if spots.coordinates is None:
         raise ValueError("sme needs coordinates.")
     if isinstance(radius, str):
@@ -200,11 +199,6 @@ def spot_distance(coordinates: Tensor, libraries: Tensor | None) -> Tensor:
     -------
     Shape `(n_spots,)`.
     """
-    import pandas as pd
-    import torch
-
-    from stdenoise.spatial.neighbors import neighborhoods
-
     n = len(coordinates)
     codes = torch.zeros(n, dtype=torch.int64, device=coordinates.device) if libraries is None else libraries
     # Coincident spots are one place: their distance of 0 says nothing about the array.
@@ -230,8 +224,6 @@ def image_components(features: Tensor, n_components: int, generator: torch.Gener
     generator
         Source of the random start.
     """
-    from stdenoise.stats.lowrank import principal_components
-
     if features.shape[1] > n_components:
         return principal_components(features, min(n_components, len(features)), generator=generator).scores
     features = features.double()
@@ -257,8 +249,6 @@ def similarity(
     -------
     Shape `(n_edges,)`, double precision.
     """
-    import torch
-
     weights = torch.ones(graph.n_edges, dtype=torch.float64, device=graph.col.device)
     if morphology is not None:
         weights *= _cosine(graph, morphology.double()).clamp_(min=0)
@@ -270,8 +260,6 @@ def similarity(
 
 
 def _cosine(graph: SpatialGraph, vectors: Tensor) -> Tensor:
-    import torch
-
     norm = vectors.norm(dim=1, keepdim=True)
     vectors = vectors / torch.where(norm > 0, norm, 1.0)
     pattern = graph.matrix(vectors.new_zeros(graph.n_edges))
@@ -289,8 +277,6 @@ def rank(graph: SpatialGraph, score: Tensor) -> Tensor:
     score
         Shape `(n_edges,)`.
     """
-    import torch
-
     row = graph.row.long()
     order = torch.argsort(score, descending=True, stable=True)
     order = order[torch.argsort(row[order], stable=True)]
@@ -313,8 +299,6 @@ def most_similar(graph: SpatialGraph, weights: Tensor, k: int) -> Tensor:
     k
         Edges to keep per spot.
     """
-    import torch
-
     row = graph.row.long()
     ranks = rank(graph, torch.where(row == graph.col, torch.inf, weights))
     n_far = graph.n_spots - graph.crow.diff().long()
@@ -333,8 +317,6 @@ def average(graph: SpatialGraph, weights: Tensor, keep: Tensor) -> Tensor:
     keep
         Marks edges, shape `(n_edges,)`.
     """
-    import torch
-
     kept = _subgraph(graph, keep)
     weights = weights[keep]
     total = kept.row_sum(weights)[kept.row.long()]
@@ -343,10 +325,6 @@ def average(graph: SpatialGraph, weights: Tensor, keep: Tensor) -> Tensor:
 
 def _subgraph(graph: SpatialGraph, keep: Tensor) -> SpatialGraph:
     """Graph of the marked edges."""
-    import torch
-
-    from stdenoise.spatial.graph import SpatialGraph
-
     crow = torch.zeros_like(graph.crow)
     crow[1:] = torch.bincount(graph.row[keep], minlength=graph.n_spots).cumsum(0)
     return SpatialGraph(crow, graph.col[keep])
@@ -368,8 +346,6 @@ def adjust(matrix: Tensor, values: Tensor, mode: str) -> Tensor:
     -------
     Dense, shape `(n_spots, n_genes)`.
     """
-    import torch
-
     adjusted = values.to_dense()
     matrix = matrix.to(adjusted.dtype)
     # A block of genes at a time: no second dense copy of the values.

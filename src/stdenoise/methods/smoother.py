@@ -7,17 +7,22 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
+import torch
+from scipy import sparse
+from tqdm import tqdm
 
 from stdenoise._base.checks import check_choice, check_number
 from stdenoise._base.random import torch_generator
 from stdenoise.methods._base import Denoiser, MethodInfo
+from stdenoise.spatial.graph import to_csr_tensor, transpose_csr
+from stdenoise.spatial.neighbors import neighborhoods
+from stdenoise.spatial.results import Denoised
+from stdenoise.stats.lowrank import principal_components
+from stdenoise.stats.solve import conjugate_gradients
 
 if TYPE_CHECKING:
-    import torch
-    from scipy import sparse
     from torch import Tensor
 
-    from stdenoise.spatial.results import Denoised
     from stdenoise.spatial.spots import Spots
 
 logger = logging.getLogger("stdenoise")
@@ -125,13 +130,6 @@ class Smoother(Denoiser):
 
     def fit(self, spots: Spots, *, seed: int, progress: bool) -> Denoised:
         """Return the minimiser of the distance to the data plus the weighted roughness."""
-        import torch
-        from scipy import sparse
-
-        from stdenoise.spatial.graph import to_csr_tensor
-        from stdenoise.spatial.results import Denoised
-        from stdenoise.stats.solve import conjugate_gradients
-
         if spots.coordinates is None:
             raise ValueError("smoother needs coordinates.")
         config = self.config
@@ -177,11 +175,6 @@ def edge_weights(spots: Spots, config: SmootherConfig, *, generator: torch.Gener
     generator
         Source of the random start of the principal components.
     """
-    import torch
-    from scipy import sparse
-
-    from stdenoise.spatial.neighbors import neighborhoods
-
     if spots.coordinates is None:
         raise ValueError("smoother needs coordinates.")
     graph, _ = neighborhoods(spots.coordinates, spots.libraries, k=config.k)
@@ -214,8 +207,6 @@ def precision(weights: sparse.csr_matrix, prior: str, rho: float) -> sparse.csr_
     rho
         Autocorrelation.
     """
-    from scipy import sparse
-
     degree = np.asarray(weights.sum(axis=1)).ravel()
     if prior == "icar":
         return sparse.csr_matrix(sparse.diags(degree) - rho * weights)
@@ -229,8 +220,6 @@ def _similarity(
     spots: Spots, config: SmootherConfig, row: Tensor, col: Tensor, *, generator: torch.Generator
 ) -> Tensor:
     """Similarity of the two ends of each edge, between 0 and 1."""
-    import torch
-
     if config.scale_by == "expression":
         values = _components(spots.lognorm, config.n_components, generator)
         norm = values.norm(dim=1, keepdim=True)
@@ -255,11 +244,6 @@ def _similarity(
 
 def _components(values: Tensor, n_components: int, generator: torch.Generator) -> Tensor:
     """Principal components of the z-scored columns, or with 0 components the values, dense and in double precision."""
-    import torch
-
-    from stdenoise.spatial.graph import transpose_csr
-    from stdenoise.stats.lowrank import principal_components
-
     if n_components == 0:
         return values.to_dense().double()
     values = (values.to_sparse_csr() if values.layout == torch.strided else values).double()
@@ -280,11 +264,6 @@ def _components(values: Tensor, n_components: int, generator: torch.Generator) -
 
 def _library_means(spots: Spots, values: Tensor) -> tuple[Tensor, Tensor]:
     """Mean of each gene over the spots with counts of each library, and the library of each spot."""
-    import torch
-    from scipy import sparse
-
-    from stdenoise.spatial.graph import to_csr_tensor
-
     n = len(values)
     codes = np.zeros(n, dtype=np.int64) if spots.libraries is None else spots.libraries.cpu().numpy()
     codes = np.unique(codes, return_inverse=True)[1]
@@ -297,9 +276,6 @@ def _library_means(spots: Spots, values: Tensor) -> tuple[Tensor, Tensor]:
 
 def _train(prior: Tensor, values: Tensor, seen: Tensor, *, progress: bool) -> tuple[Tensor, list[float]]:
     """Imitate the published training: Adam from the data, with a small step, few epochs and an early stop."""
-    import torch
-    from tqdm import tqdm
-
     estimate = torch.nn.Parameter(values + (1 - seen) * (seen * values).sum(0) / seen.sum())
     optimizer = torch.optim.Adam([estimate], lr=_LR)
     losses: list[float] = []

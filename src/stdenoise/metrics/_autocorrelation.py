@@ -7,17 +7,22 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+import pandas as pd
+import torch
+from scipy import sparse, special
+from tqdm import tqdm
 
 from stdenoise._base import keys as _keys
 from stdenoise._base.checks import check_choice, check_number
+from stdenoise._base.device import resolve_device
 from stdenoise._base.random import check_seed, torch_generator
 from stdenoise._base.settings import settings
 from stdenoise._io.expression import read_expression
-from stdenoise._io.read import check_anndata
+from stdenoise._io.read import check_anndata, read_graph
 from stdenoise.spatial.normalize import Matrix, gene_blocks
+from stdenoise.stats.autocorrelation import Statistic, Weights, centre, sparse_products
 
 if TYPE_CHECKING:
-    import pandas as pd
     from anndata import AnnData
 
 logger = logging.getLogger("stdenoise")
@@ -220,15 +225,6 @@ def _table(
     check_seed(seed)
     check_anndata(adata)
     show_progress = settings.show_progress(progress)
-
-    import pandas as pd
-    import torch
-    from scipy import sparse, special
-    from tqdm import tqdm
-
-    from stdenoise._base.device import resolve_device
-    from stdenoise._io.read import read_graph
-    from stdenoise.stats.autocorrelation import Statistic, Weights, centre, sparse_products
 
     on = resolve_device(device)
     expression = read_expression(adata, layer, genes=genes)

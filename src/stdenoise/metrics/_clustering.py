@@ -6,13 +6,17 @@ import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import pandas as pd
+
 from stdenoise._base import keys as _keys
 from stdenoise._base.checks import check_number, lookup
 from stdenoise._base.random import check_seed
-from stdenoise._io.read import check_anndata
+from stdenoise._io.expression import read_values
+from stdenoise._io.read import check_anndata, read_places
+from stdenoise.stats import clusters as _clusters
+from stdenoise.stats.labels import label_agreement, refine_labels
 
 if TYPE_CHECKING:
-    import pandas as pd
     from anndata import AnnData
 
 logger = logging.getLogger("stdenoise")
@@ -102,12 +106,6 @@ def clustering(
     check_anndata(adata)
     check_seed(seed)
     check_number("n_runs", n_runs, minimum=1, integer=True)
-    import pandas as pd
-
-    from stdenoise._io.expression import read_values
-    from stdenoise._io.read import read_places
-    from stdenoise.stats import clusters as _clusters
-    from stdenoise.stats.labels import label_agreement, refine_labels
 
     truth, classes = pd.factorize(lookup(adata.obs, labels, where="adata.obs"))
     scored = truth >= 0

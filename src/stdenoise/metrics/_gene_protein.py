@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
+import torch
+from anndata import AnnData
 
 from stdenoise._base.checks import check_choice, check_number, lookup, near_match
+from stdenoise._base.device import resolve_device
 from stdenoise._base.random import check_seed, torch_generator
 from stdenoise._io.expression import read_expression
 from stdenoise._io.read import check_anndata
 from stdenoise.metrics._scaled import BLOCK_ENTRIES, gene_positions, scaled
-
-if TYPE_CHECKING:
-    import pandas as pd
-    import torch
-    from anndata import AnnData
+from stdenoise.stats.correlation import draw_weights, resampled_correlations
 
 
 def gene_protein_correlation(
@@ -107,10 +107,6 @@ def gene_protein_correlation(
             f"{name} is constant ({intensity[0]:g} in all {len(intensity)} spots): it correlates with nothing."
         )
 
-    import pandas as pd
-
-    from stdenoise._base.device import resolve_device
-
     points, resamples = _correlate(values, intensity, n_bootstrap, seed, resolve_device(device))
     constant = [name for name, point in zip(genes, points, strict=True) if np.isnan(point).any()]
     if constant:
@@ -130,9 +126,6 @@ def gene_protein_correlation(
 
 def _read_protein(adata: AnnData, protein: Any) -> tuple[np.ndarray, str]:
     """Value of each spot, NaN where there is none, and what it is called in messages."""
-    import pandas as pd
-    from anndata import AnnData
-
     if isinstance(protein, str):
         column = lookup(
             adata.obs,
@@ -159,8 +152,6 @@ def _read_protein(adata: AnnData, protein: Any) -> tuple[np.ndarray, str]:
 
 
 def _read_obsm(adata: AnnData, key: str, column: Any) -> tuple[np.ndarray, str]:
-    import pandas as pd
-
     table = lookup(adata.obsm, key, where="adata.obsm")
     where = f"adata.obsm[{key!r}]"
     if isinstance(table, pd.DataFrame):
@@ -183,8 +174,6 @@ def _align(series: pd.Series, adata: AnnData, name: str) -> tuple[np.ndarray, st
 
 
 def _numbers(column: pd.Series, name: str) -> tuple[np.ndarray, str]:
-    import pandas as pd
-
     if not pd.api.types.is_numeric_dtype(column) or np.issubdtype(np.asarray(column).dtype, np.complexfloating):
         raise TypeError(f"{name} must hold numbers, not {column.dtype}.")
     values = column.to_numpy(dtype=np.float64, na_value=np.nan)
@@ -197,10 +186,6 @@ def _correlate(
     genes: np.ndarray, intensity: np.ndarray, n_bootstrap: int, seed: int, device: torch.device
 ) -> tuple[np.ndarray, np.ndarray]:
     """Correlations of each gene, shape `(n_genes, 2)`, and of its resamples, shape `(n_genes, 2, n_bootstrap)`."""
-    import torch
-
-    from stdenoise.stats.correlation import draw_weights, resampled_correlations
-
     protein = torch.from_numpy(intensity).to(device)
     columns = torch.tensor(genes.T).to(device)
 

@@ -7,8 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from stdenoise._base import keys as _keys
 from stdenoise._base.checks import check_number
+from stdenoise._base.device import resolve_device
 from stdenoise._base.random import check_seed
 from stdenoise._base.settings import settings
+from stdenoise._io.read import read_parts
+from stdenoise.methods._registry import inputs_of, make_method
+from stdenoise.methods._trial import Trial, check_fraction, held_out_scores
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -106,11 +110,6 @@ def held_out(
     >>> bool(score["explained"].item() > 0)
     True
     """
-    from stdenoise._base.device import resolve_device
-    from stdenoise._io.read import read_parts
-    from stdenoise.methods._registry import inputs_of, make_method
-    from stdenoise.methods._trial import Trial, check_fraction, held_out_scores
-
     denoiser = make_method(method, params)
     check_fraction("fraction", fraction)
     check_number("n_splits", n_splits, minimum=1, integer=True)

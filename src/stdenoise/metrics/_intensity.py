@@ -5,14 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 
 from stdenoise._base import keys as _keys
 from stdenoise._base.checks import check_number
 from stdenoise._io.images import read_image, read_plane_coordinates
 from stdenoise._io.read import check_anndata
+from stdenoise.stats.discs import disc_means
 
 if TYPE_CHECKING:
-    import pandas as pd
     from anndata import AnnData
 
 
@@ -94,10 +95,6 @@ def spot_intensity(
         raise ValueError(
             f"channel={channel} is not in the image, which has {n_channels}: shape {on_image.pixels.shape}."
         )
-
-    import pandas as pd
-
-    from stdenoise.stats.discs import disc_means
 
     plane = on_image.pixels[:, :, channel]
     means = disc_means(plane, coordinates * on_image.scale_factor, on_image.radius)

@@ -6,17 +6,23 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import pandas as pd
+from scipy import sparse
+from tqdm import tqdm
 
 from stdenoise._base import keys as _keys
 from stdenoise._base.checks import check_choice, check_number
+from stdenoise._base.device import resolve_device
 from stdenoise._base.random import check_seed
 from stdenoise._base.settings import settings
+from stdenoise._io.read import read_parts
+from stdenoise.methods._registry import inputs_of, make_method
+from stdenoise.methods._trial import Trial, check_fraction
 from stdenoise.spatial.normalize import lognorm
+from stdenoise.stats.masking import draw_mask, masked_scores
 
 if TYPE_CHECKING:
-    import pandas as pd
     from anndata import AnnData
-    from scipy import sparse
 
     from stdenoise.methods import Denoiser
     from stdenoise.spatial.graph import SpatialGraph
@@ -107,15 +113,6 @@ def masked_recovery(
     >>> list(table["method"])
     ['neighbor_mean', 'zeros', 'mean of positives', 'mean of neighbours']
     """
-    import pandas as pd
-    from tqdm import tqdm
-
-    from stdenoise._base.device import resolve_device
-    from stdenoise._io.read import read_parts
-    from stdenoise.methods._registry import inputs_of, make_method
-    from stdenoise.methods._trial import Trial, check_fraction
-    from stdenoise.stats.masking import draw_mask, masked_scores
-
     denoiser = make_method(method, params)
     fractions = [fraction] if isinstance(fraction, int | float) else list(fraction)
     for share in fractions:
@@ -162,8 +159,6 @@ def masked_recovery(
 
 def _without(counts: sparse.csr_matrix, row: np.ndarray, col: np.ndarray) -> sparse.csr_matrix:
     """Return the counts with some entries set to 0."""
-    from scipy import sparse
-
     ones = np.ones(len(row), dtype=counts.dtype)
     masked = sparse.csr_matrix((ones, (row, col)), shape=counts.shape)
     left = counts - counts.multiply(masked).tocsr()

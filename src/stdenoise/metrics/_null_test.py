@@ -6,22 +6,28 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
+from anndata import AnnData
+from tqdm import tqdm
 
 from stdenoise._base import keys as _keys
+from stdenoise._base.device import resolve_device
 from stdenoise._base.keys import GraphKeys
 from stdenoise._base.random import check_seed
 from stdenoise._base.settings import settings
+from stdenoise._io.read import read_parts
+from stdenoise.methods._registry import inputs_of, make_method
+from stdenoise.methods._trial import Trial, check_fraction
+from stdenoise.methods.baselines import GeneMean
 from stdenoise.metrics._autocorrelation import morans_i
 from stdenoise.metrics._smoothing import smoothing
+from stdenoise.stats.nulls import permute_spots, redraw
 
 if TYPE_CHECKING:
-    import pandas as pd
-    from anndata import AnnData
     from scipy import sparse
     from torch import Tensor
 
     from stdenoise.methods import Denoiser
-    from stdenoise.methods._trial import Trial
 
 
 def null_test(
@@ -110,16 +116,6 @@ def null_test(
     >>> bool(table.loc["permuted", "morans_i_after"] > 0.2)  # the mean of neighbours invents structure
     True
     """
-    import pandas as pd
-    from tqdm import tqdm
-
-    from stdenoise._base.device import resolve_device
-    from stdenoise._io.read import read_parts
-    from stdenoise.methods._registry import inputs_of, make_method
-    from stdenoise.methods._trial import Trial, check_fraction
-    from stdenoise.methods.baselines import GeneMean
-    from stdenoise.stats.nulls import permute_spots, redraw
-
     denoiser = make_method(method, params)
     check_fraction("fraction", fraction)
     check_seed(seed)
@@ -173,9 +169,6 @@ def null_test(
 
 def _structure(section: Trial, values: Tensor, device: str) -> dict[str, float]:
     """Score the structure of a result against that of the counts it came from."""
-    import pandas as pd
-    from anndata import AnnData
-
     counts: sparse.csr_matrix = section.modelled(section.counts)
     graph = section.context.graph
     if graph is None:

@@ -6,18 +6,22 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import pandas as pd
+import torch
+from anndata import AnnData
+from scipy import sparse
 
 from stdenoise._base import keys as _keys
 from stdenoise._base.checks import check_choice, lookup, near_match
+from stdenoise._base.device import resolve_device
 from stdenoise._io.expression import Expression, read_expression
 from stdenoise._io.read import check_anndata, find_spatial_key, read_coordinates
 from stdenoise.metrics._scaled import BLOCK_ENTRIES, gene_positions, scaled
 from stdenoise.spatial.normalize import Matrix, gene_blocks
+from stdenoise.stats.correlation import pearson
+from stdenoise.stats.reconstruction import cosine, find_grid, ssim
 
 if TYPE_CHECKING:
-    import pandas as pd
-    import torch
-    from anndata import AnnData
     from scipy.sparse import sparray, spmatrix
 
     from stdenoise.stats.reconstruction import Grid
@@ -120,11 +124,6 @@ def reconstruction(
     positions = gene_positions(adata, layer, predicted, genes)
     coordinates = _read_coordinates_if_any(adata, spatial_key)
 
-    import pandas as pd
-
-    from stdenoise._base.device import resolve_device
-    from stdenoise.stats.reconstruction import find_grid
-
     on = resolve_device(device)
     grid = None if coordinates is None else find_grid(coordinates, device=on)
     sides = [scaled(predicted, scale), scaled(target, scale)]
@@ -150,8 +149,6 @@ def reconstruction(
 def _read_groups(adata: AnnData, within: str | None) -> dict[str, np.ndarray]:
     groups = {"all": np.ones(adata.n_obs, dtype=bool)}
     if within is not None:
-        import pandas as pd
-
         column = lookup(adata.obs, within, where="adata.obs")
         if not pd.api.types.is_bool_dtype(column) or column.isna().any():
             raise TypeError(f"adata.obs[{within!r}] must hold True and False for every spot, not {column.dtype}.")
@@ -168,10 +165,6 @@ def _read_coordinates_if_any(adata: AnnData, spatial_key: str) -> np.ndarray | N
 
 
 def _read_truth(adata: AnnData, truth: Any, predicted: Expression) -> Expression:
-    import pandas as pd
-    from anndata import AnnData
-    from scipy import sparse
-
     names = predicted.genes
     if isinstance(truth, str):
         target = read_expression(adata, truth)
@@ -217,8 +210,6 @@ def _match(names: pd.Index, wanted: pd.Index, what: str) -> np.ndarray:
 
 def _match_totals(predicted: Expression, truth: Matrix) -> Matrix:
     """Predicted counts, each spot scaled to the total of its truth."""
-    from scipy import sparse
-
     values = predicted.values
     if predicted.scale == "log1p":
         values = values.expm1() if sparse.issparse(values) else np.expm1(values, dtype=np.float64)
@@ -231,11 +222,6 @@ def _score_genes(
     sides: list[Matrix], groups: dict[str, np.ndarray], grid: Grid | None, device: torch.device
 ) -> tuple[dict[str, dict[str, np.ndarray]], np.ndarray]:
     """Scores of each gene per group of spots, and the structural similarity of each spot."""
-    import torch
-
-    from stdenoise.stats.correlation import pearson
-    from stdenoise.stats.reconstruction import ssim
-
     n_spots, n_genes = sides[0].shape
     n_cells = n_spots if grid is None else grid.shape[0] * grid.shape[1]
     size = BLOCK_ENTRIES * n_spots // n_cells
@@ -269,11 +255,6 @@ def _score_genes(
 
 def _score_spots(sides: list[Matrix], device: torch.device) -> dict[str, np.ndarray]:
     """Scores of each spot."""
-    import torch
-
-    from stdenoise.stats.correlation import pearson
-    from stdenoise.stats.reconstruction import cosine
-
     out = {name: np.full(sides[0].shape[0], np.nan) for name in ("mse", "rmse", "pearson", "cosine", "mse_counts")}
     # Blocks of columns of the transposed matrices: some spots, all genes.
     for parts in zip(
@@ -291,8 +272,6 @@ def _score_spots(sides: list[Matrix], device: torch.device) -> dict[str, np.ndar
 
 
 def _summary(of_genes: pd.DataFrame, of_spots: pd.DataFrame) -> pd.Series:
-    import pandas as pd
-
     mse = float(of_genes["mse"].mean())
     return pd.Series(
         {

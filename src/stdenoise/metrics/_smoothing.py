@@ -6,19 +6,23 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+import pandas as pd
+import torch
+from scipy import sparse
 
 from stdenoise._base import keys as _keys
 from stdenoise._base.checks import check_choice, check_number, lookup, refuse_key
+from stdenoise._base.device import resolve_device
 from stdenoise._base.keys import GraphKeys
 from stdenoise._base.random import check_seed
 from stdenoise._io.expression import read_expression
-from stdenoise._io.read import check_anndata
+from stdenoise._io.read import check_anndata, read_graph
 from stdenoise.metrics._scaled import BLOCK_ENTRIES, gene_positions, scaled
 from stdenoise.spatial.normalize import Matrix, gene_blocks
+from stdenoise.stats.correlation import is_constant
+from stdenoise.stats.smoothing import correlation_matrix, edge_contrast, median_off_diagonal, squared_differences
 
 if TYPE_CHECKING:
-    import pandas as pd
-    import torch
     from anndata import AnnData
 
 
@@ -112,11 +116,6 @@ def smoothing(
     edges = None if labels is None else _read_edges(adata, labels, graph_key)
     sides, positions = _read_sides(adata, layer, reference, genes, scale)
 
-    import pandas as pd
-
-    from stdenoise._base.device import resolve_device
-    from stdenoise.stats.smoothing import correlation_matrix, edge_contrast, median_off_diagonal
-
     on = resolve_device(device)
     (before, constant_before), (after, constant_after) = (_variances(side, on) for side in sides)
     kept = after[~constant_before] / before[~constant_before]
@@ -129,7 +128,6 @@ def smoothing(
     counted = (np.nan, np.nan, np.nan)
     if edges is not None:
         pairs, crosses, n_unlabelled = edges
-        import torch
 
         crossing = torch.from_numpy(crosses).to(on)
         contrast = [edge_contrast(_edge_differences(side, pairs, on), crossing) for side in sides]
@@ -176,10 +174,6 @@ def _read_sides(
 
 def _read_edges(adata: AnnData, labels: str, graph_key: str) -> tuple[np.ndarray, np.ndarray, int]:
     """Pairs of joined spots that both have a region, whether the regions differ, and the number of spots without one."""
-    from scipy import sparse
-
-    from stdenoise._io.read import read_graph
-
     codes = lookup(adata.obs, labels, where="adata.obs").astype("category").cat.codes.to_numpy()
     graph = read_graph(adata, graph_key)
     # Either direction joins two spots, and each pair counts once.
@@ -190,10 +184,6 @@ def _read_edges(adata: AnnData, labels: str, graph_key: str) -> tuple[np.ndarray
 
 def _variances(values: Matrix, device: torch.device) -> tuple[np.ndarray, np.ndarray]:
     """Variance of each gene, and whether the gene is constant."""
-    import torch
-
-    from stdenoise.stats.correlation import is_constant
-
     variance, constant = np.zeros(values.shape[1]), np.zeros(values.shape[1], dtype=bool)
     for block, part in gene_blocks(values, block_entries=BLOCK_ENTRIES, device=device, dtype=torch.float64):
         spread = part.var(0, correction=0)
@@ -204,8 +194,6 @@ def _variances(values: Matrix, device: torch.device) -> tuple[np.ndarray, np.nda
 
 def _cross_products(values: Matrix, device: torch.device) -> torch.Tensor:
     """Cross products of centred genes, shape `(n_genes, n_genes)`, summed over blocks of spots."""
-    import torch
-
     mean = torch.from_numpy(np.asarray(values.mean(axis=0, dtype=np.float64)).reshape(-1, 1)).to(device)
     total = torch.zeros(len(mean), len(mean), dtype=torch.float64, device=device)
     for _, part in gene_blocks(values.T, block_entries=BLOCK_ENTRIES, device=device, dtype=torch.float64):
@@ -215,10 +203,6 @@ def _cross_products(values: Matrix, device: torch.device) -> torch.Tensor:
 
 
 def _edge_differences(values: Matrix, pairs: np.ndarray, device: torch.device) -> torch.Tensor:
-    import torch
-
-    from stdenoise.stats.smoothing import squared_differences
-
     ends = torch.from_numpy(pairs).to(device)
     total = torch.zeros(pairs.shape[1], dtype=torch.float64, device=device)
     # A block of genes is gathered for every edge, so it is cut by edges.

@@ -1,6 +1,5 @@
 """Plots: matplotlib in, axes out."""
 
-from stdenoise.pl._compare import compare
-from stdenoise.pl._history import history
+import lazy_loader
 
-__all__ = ["compare", "history"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

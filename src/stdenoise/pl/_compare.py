@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from scipy import sparse
 
 from stdenoise._base import keys as _keys
 from stdenoise._base.checks import lookup, near_match
 from stdenoise._io.read import read_coordinates
+from stdenoise._io.write import read_denoised
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -67,8 +69,6 @@ def compare(
     """
     import matplotlib.pyplot as plt
 
-    from stdenoise._io.write import read_denoised
-
     result = read_denoised(adata, key)
     record = result.uns[key]
     genes = [genes] if isinstance(genes, str) else list(genes)
@@ -105,8 +105,6 @@ def compare(
 
 def _columns(matrix: Any, positions: np.ndarray, normalize: bool) -> np.ndarray:
     """Take columns of a dense or sparse matrix, as `log1p` of counts per 10 000 if asked for."""
-    from scipy import sparse
-
     chosen = matrix[:, positions]
     values = np.asarray(chosen.toarray() if sparse.issparse(chosen) else chosen, dtype=np.float64)
     if not normalize:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from stdenoise._base.checks import lookup
+from stdenoise._io.write import stored_provenance
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -46,9 +49,6 @@ def history(adata: AnnData, key: str = "dusted", *, quantity: str = "loss", ax: 
     >>> ax = st.pl.history(adata)
     """
     import matplotlib.pyplot as plt
-    import numpy as np
-
-    from stdenoise._io.write import stored_provenance
 
     record = stored_provenance(adata, key)
     values = np.asarray(lookup(record["history"], quantity, where=f"adata.uns[{key!r}]['history']"))

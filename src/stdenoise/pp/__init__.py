@@ -1,6 +1,5 @@
 """Preprocessing: the spatial graph, and features of the image."""
 
-from stdenoise.pp._image_features import image_features
-from stdenoise.pp._spatial_graph import spatial_graph
+import lazy_loader
 
-__all__ = ["image_features", "spatial_graph"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

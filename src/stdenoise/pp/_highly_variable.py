@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+import scanpy as sc
 
 from stdenoise._base import keys as _keys
 from stdenoise._base.device import keeping_threads
+from stdenoise._io.read import read_counts
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -18,10 +20,6 @@ MIN_TOTAL = 100
 
 def mark_highly_variable(adata: AnnData, n_top_genes: int, layer: str | None) -> None:
     """Mark highly variable genes in `var`, chosen as in the published preprocessing."""
-    import scanpy as sc
-
-    from stdenoise._io.read import read_counts
-
     total = np.asarray(read_counts(adata, layer).sum(axis=0)).ravel()
     candidates = np.flatnonzero(total > MIN_TOTAL)
     if len(candidates) < n_top_genes:

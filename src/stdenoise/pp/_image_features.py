@@ -7,12 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from tqdm import tqdm
 
 from stdenoise._base import keys as _keys
 from stdenoise._base.checks import check_choice, check_name, check_number
+from stdenoise._base.device import resolve_device
 from stdenoise._base.settings import settings
 from stdenoise._io.images import SpotImage, on_image, read_image, read_plane_coordinates, tiles
 from stdenoise._io.read import check_anndata, output_of, read_libraries
+from stdenoise.nn.resnet import ARCHITECTURES, load_resnet, pooled_features
+from stdenoise.stats.discs import disc_means, disc_quantiles
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -233,21 +237,14 @@ def _check_key(adata: AnnData, key: str) -> None:
 
 
 def _mean_color(picture: SpotImage, centres: np.ndarray) -> np.ndarray:
-    from stdenoise.stats.discs import disc_means
-
     return disc_means(picture.pixels, centres, picture.radius)
 
 
 def _intensity_quantiles(picture: SpotImage, centres: np.ndarray) -> np.ndarray:
-    from stdenoise.stats.discs import disc_quantiles
-
     return disc_quantiles(picture.pixels, centres, picture.radius, _QUANTILES).reshape(len(centres), -1)
 
 
 def _network(weights: str | Path | None, architecture: str, device: str) -> Callable[[np.ndarray], np.ndarray]:
-    from stdenoise._base.device import resolve_device
-    from stdenoise.nn.resnet import ARCHITECTURES, load_resnet, pooled_features
-
     if weights is None:
         raise ValueError("extractor='torchvision' needs weights=, a file with a state dict; nothing is downloaded.")
     check_choice("architecture", architecture, ARCHITECTURES)
@@ -265,8 +262,6 @@ def _of_tiles(
     show_progress: bool,
 ) -> np.ndarray:
     """Features of the tiles, NaN where a tile is outside the image."""
-    from tqdm import tqdm
-
     inside = np.flatnonzero(on_image(picture.pixels, centres, crop_size))
     found = []
     with tqdm(total=len(inside), desc="image_features", unit="spot", disable=not show_progress) as bar:

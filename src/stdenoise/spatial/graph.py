@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from scipy.sparse import csr_matrix
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from scipy.sparse import csr_array, csr_matrix
+    from scipy.sparse import csr_array
 
 with warnings.catch_warnings():
     # torch says once per process that CSR tensors are in beta; take that once here, not in a user's notebook.
@@ -51,7 +52,6 @@ def transpose_csr(matrix: Tensor) -> Tensor:
     if matrix.device.type != "cpu":
         return matrix.transpose(0, 1).to_sparse_csr()
     # scipy counts where torch sorts.
-    from scipy.sparse import csr_matrix
 
     parts = (matrix.values().numpy(), matrix.col_indices().numpy(), matrix.crow_indices().numpy())
     return share_csr_tensor(csr_matrix(parts, shape=tuple(matrix.shape)).tocsc().transpose())
@@ -189,8 +189,6 @@ class SpatialGraph:
 
     def to_scipy(self) -> csr_matrix:
         """Return the pattern as a scipy matrix of ones."""
-        from scipy.sparse import csr_matrix
-
         parts = (np.ones(self.n_edges, dtype=np.float32), self.col.cpu().numpy(), self.crow.cpu().numpy())
         return csr_matrix(parts, shape=self.shape)
 

@@ -61,8 +61,6 @@ def gene_blocks(
     device, dtype
         Of the tensors.
     """
-    import torch
-
     n_spots, n_genes = values.shape
     columns = sparse.csc_matrix(values) if sparse.issparse(values) else values
     width = max(1, block_entries // max(1, n_spots))

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from scipy.sparse.csgraph import reverse_cuthill_mckee
 from torch import Tensor
 
 from stdenoise.spatial.graph import SpatialGraph
@@ -167,8 +168,6 @@ class Tiler:
 
 def order_by_graph(graph: SpatialGraph) -> np.ndarray:
     """Coordinates for spots that have none: their places in an order that keeps neighbours together, shape `(n_spots, 1)`."""
-    from scipy.sparse.csgraph import reverse_cuthill_mckee
-
     order = reverse_cuthill_mckee(graph.to_scipy())
     place = np.empty((graph.n_spots, 1))
     place[order, 0] = np.arange(graph.n_spots)

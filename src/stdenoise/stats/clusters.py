@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy import sparse
+from sklearn.decomposition import PCA
 
 from stdenoise._base.checks import check_choice, check_number
 from stdenoise.spatial.normalize import Matrix
 from stdenoise.stats import mclust as _mclust
 from stdenoise.stats.mixture import Mixture, fit_mixture
-
-if TYPE_CHECKING:
-    pass
 
 logger = logging.getLogger("stdenoise")
 
@@ -54,8 +51,6 @@ def points_of(values: Matrix, where: str | None, *, n_components: int) -> np.nda
 
 def principal_components(values: Matrix, *, n_components: int) -> np.ndarray:
     """Scores on the leading principal components: centred, not scaled, signs fixed, and sparse matrices stay sparse."""
-    from sklearn.decomposition import PCA
-
     check_number("n_components", n_components, minimum=1, integer=True)
     n_spots, n_genes = values.shape
     most = min(n_spots - 1, n_genes)

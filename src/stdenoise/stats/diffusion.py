@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from stdenoise.spatial.graph import SpatialGraph
 from stdenoise.spatial.neighbors import nearest_neighbors
@@ -118,8 +119,6 @@ def diffuse_(
     >>> diffuse_(walk, torch.tensor([[8.0], [0.0]]), 3).tolist()
     [[1.0], [0.0]]
     """
-    from tqdm import tqdm
-
     operator = operator.to(values.dtype)
     columns = values.split(max(1, _BLOCK // max(len(values), 1)), dim=1)
     for block in tqdm(columns, desc=label, unit="block", disable=not progress):

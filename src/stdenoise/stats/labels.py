@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+from scipy.optimize import linear_sum_assignment
+from scipy.spatial import KDTree
+from sklearn import metrics
+from sklearn.metrics.cluster import contingency_matrix
 
 
 def matched_accuracy(truth: np.ndarray, predicted: np.ndarray) -> float:
@@ -13,9 +17,6 @@ def matched_accuracy(truth: np.ndarray, predicted: np.ndarray) -> float:
     truth, predicted
         One label per point, any values that can be sorted.
     """
-    from scipy.optimize import linear_sum_assignment
-    from sklearn.metrics.cluster import contingency_matrix
-
     table = contingency_matrix(truth, predicted)
     return float(table[linear_sum_assignment(table, maximize=True)].sum() / table.sum())
 
@@ -32,8 +33,6 @@ def label_agreement(truth: np.ndarray, predicted: np.ndarray) -> dict[str, float
     predicted
         Cluster of each point.
     """
-    from sklearn import metrics
-
     homogeneity, completeness, nmi = metrics.homogeneity_completeness_v_measure(truth, predicted)
     return {
         "ari": float(metrics.adjusted_rand_score(truth, predicted)),
@@ -58,8 +57,6 @@ def refine_labels(coordinates: np.ndarray, labels: np.ndarray, n_neighbors: int)
     n_neighbors
         Neighbours that vote, fewer than there are spots.
     """
-    from scipy.spatial import KDTree
-
     n = len(labels)
     neighbour = KDTree(coordinates).query(coordinates, k=n_neighbors + 1)[1]
     # Among coincident spots, the spot itself need not come first, and may be missing: then the farthest is left out.

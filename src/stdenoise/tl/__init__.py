@@ -1,7 +1,5 @@
 """Tools: denoising, the choice of a method, and clustering."""
 
-from stdenoise.tl._cluster import cluster
-from stdenoise.tl._cross_validate import cross_validate
-from stdenoise.tl._denoise import denoise
+import lazy_loader
 
-__all__ = ["cluster", "cross_validate", "denoise"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -7,11 +7,15 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 
 from stdenoise._base import keys as _keys
 from stdenoise._base.checks import check_name
 from stdenoise._base.random import check_seed
-from stdenoise._io.read import check_anndata, output_of
+from stdenoise._io.expression import read_values
+from stdenoise._io.read import check_anndata, output_of, read_places
+from stdenoise.stats import clusters as _clusters
+from stdenoise.stats.labels import refine_labels
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -102,12 +106,6 @@ def cluster(
     """
     check_anndata(adata)
     check_seed(seed)
-    import pandas as pd
-
-    from stdenoise._io.expression import read_values
-    from stdenoise._io.read import read_places
-    from stdenoise.stats import clusters as _clusters
-    from stdenoise.stats.labels import refine_labels
 
     _check_key_is_free(adata, key_added)
     _clusters.check_options(adata.n_obs, n_clusters=n_clusters, backend=backend, refine=refine)

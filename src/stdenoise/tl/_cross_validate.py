@@ -9,8 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from stdenoise._base import keys as _keys
 from stdenoise._base.checks import check_number, near_match
+from stdenoise._base.device import resolve_device
 from stdenoise._base.random import check_seed
 from stdenoise._base.settings import settings
+from stdenoise._io.read import read_parts
+from stdenoise.methods._registry import inputs_of, make_method
+from stdenoise.methods._trial import Trial, check_fraction, held_out_scores
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -102,11 +106,6 @@ def cross_validate(
     >>> table.attrs["recommendation"].split(":")[0]
     'use neighbor_mean(n_hops=2)'
     """
-    from stdenoise._base.device import resolve_device
-    from stdenoise._io.read import read_parts
-    from stdenoise.methods._registry import inputs_of
-    from stdenoise.methods._trial import Trial, check_fraction, held_out_scores
-
     candidates = _candidates(methods, params or {})
     check_fraction("fraction", fraction)
     check_number("n_splits", n_splits, minimum=1, integer=True)
@@ -145,8 +144,6 @@ def cross_validate(
 
 
 def _candidates(methods: Sequence[str | Denoiser], params: Mapping[str, Mapping[str, Sequence[Any]]]) -> list[Denoiser]:
-    from stdenoise.methods._registry import make_method
-
     if isinstance(methods, str):
         raise TypeError(f"methods must be a list, not {methods!r}; write [{methods!r}].")
     names = [method for method in methods if isinstance(method, str)]

@@ -9,15 +9,26 @@ from typing import TYPE_CHECKING, Any
 
 from stdenoise._base import keys as _keys
 from stdenoise._base.checks import check_choice, check_name
+from stdenoise._base.device import resolve_device, warn_of_threads
+from stdenoise._base.files import check_writable
 from stdenoise._base.keys import GraphKeys
+from stdenoise._base.memory import read_memory
+from stdenoise._base.paths import ANNDATA, CHECKPOINT, MODEL, check_paths, files_of
 from stdenoise._base.random import check_seed
 from stdenoise._base.settings import settings
-from stdenoise._io.read import check_anndata, check_unique_genes
+from stdenoise._io import disk
+from stdenoise._io import rows as _stream
+from stdenoise._io.build_graph import build_graph
+from stdenoise._io.read import check_anndata, check_unique_genes, keys_to_read
+from stdenoise._io.section import Source, open_source
+from stdenoise.methods._models import read_model
+from stdenoise.methods._registry import inputs_of, make_method
+from stdenoise.tl import _fit
+from stdenoise.tl._network import Circumstances
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
-    from stdenoise._io.section import Source
     from stdenoise.methods import Denoiser
     from stdenoise.methods._base import Model
 
@@ -167,10 +178,6 @@ def denoise(
     >>> adata.layers["dusted_mean"].shape
     (100, 20)
     """
-    from stdenoise._io.read import keys_to_read
-    from stdenoise._io.section import Source
-    from stdenoise.methods._registry import inputs_of, make_method
-
     files = {"checkpoint": checkpoint, "save_model": save_model, "model": model, "out": out}
     paths = {name: None if value is None else Path(value) for name, value in files.items()}
     check_seed(seed)
@@ -187,12 +194,6 @@ def denoise(
     if isinstance(adata, str):
         adata = Path(adata)
     _check_paths(adata, paths)
-
-    from stdenoise._base.device import resolve_device, warn_of_threads
-    from stdenoise._base.memory import read_memory
-    from stdenoise._io import rows as _stream
-    from stdenoise.tl import _fit
-    from stdenoise.tl._network import Circumstances
 
     how = Circumstances(
         memory=None if memory is None else read_memory(memory),
@@ -260,8 +261,6 @@ def denoise(
 
 
 def _check_output(out: Path | None, *, copy: bool, dtype: str | None) -> None:
-    from stdenoise._base.files import check_writable
-
     check_choice("dtype", dtype, [None, "float32", "float16"])
     if out is not None:
         check_writable(out)
@@ -294,10 +293,6 @@ def _open(
     spatial_key: str,
 ) -> tuple[AnnData | Source, str]:
     """Open a file, with a graph where one is needed, and return it with the key of the coordinates that are still to be read."""
-    from stdenoise._io import disk
-    from stdenoise._io.build_graph import build_graph
-    from stdenoise._io.section import Source, open_source
-
     if out is None:
         raise ValueError(f"adata={str(path)!r} is a path; say with out= where the result goes.")
     may_stream = denoiser.has_network and out.suffix == ".zarr"
@@ -314,9 +309,6 @@ def _open(
 
 def _check_paths(data: AnnData | Source | Path, paths: Mapping[str, Path | None]) -> None:
     """Refuse to write over what is read."""
-    from stdenoise._base.paths import ANNDATA, CHECKPOINT, MODEL, check_paths, files_of
-    from stdenoise._io.section import Source
-
     kinds = {"out": ANNDATA, "checkpoint": CHECKPOINT, "save_model": MODEL}
     if any(paths[name] for name in kinds):
         read = files_of(data.data if isinstance(data, Source) else data)
@@ -330,8 +322,6 @@ def _read_model(
     path: Path, method: str | Denoiser | None, genes: str | Sequence[str] | None, params: Mapping[str, Any]
 ) -> tuple[Denoiser, Model]:
     """Read a model, and refuse arguments that it has its own values for."""
-    from stdenoise.methods._models import read_model
-
     denoiser, model = read_model(path)
     if method not in (None, denoiser.info.name):
         raise ValueError(

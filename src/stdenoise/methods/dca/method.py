@@ -4,9 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
+import torch
+
 from stdenoise._base.random import torch_generator
 from stdenoise.methods._base import Denoiser, MethodInfo, Model, likelihood_arrays
+from stdenoise.methods._memory import network_memory
+from stdenoise.methods.dca.batches import Batches, standardization
 from stdenoise.methods.dca.config import DCAConfig
+from stdenoise.methods.dca.module import DCAModule
+from stdenoise.nn.counts import BLOCK_ENTRIES
+from stdenoise.spatial.results import Denoised
+from stdenoise.train.loop import train
+from stdenoise.train.patches import Patches
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -14,7 +23,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from stdenoise.methods.dca.batches import Batch
-    from stdenoise.spatial.results import Denoised
     from stdenoise.spatial.spots import Spots
     from stdenoise.train.run import Run
 
@@ -70,14 +78,6 @@ class DCA(Denoiser):
 
     def train(self, spots: Spots, run: Run) -> Model:
         """Train on most non-empty spots, with the others as validation."""
-        import torch
-
-        from stdenoise.methods.dca.batches import Batches, standardization
-        from stdenoise.methods.dca.module import DCAModule
-        from stdenoise.nn.counts import BLOCK_ENTRIES
-        from stdenoise.train.loop import train
-        from stdenoise.train.patches import Patches
-
         if run.share[1] > 1:
             raise ValueError(
                 "dca normalises over the spots of a batch, which cannot be shared among devices; use devices=1."
@@ -126,22 +126,12 @@ class DCA(Denoiser):
 
     def working_memory(self, n_genes: int, counts_per_spot: float) -> tuple[float, float]:
         """Estimate the memory of weights and optimiser; spots are always worked on in small batches."""
-        from stdenoise.methods._memory import network_memory
-
         n_weights = 4 * n_genes * max(self.config.hidden)
         fixed, per_spot = network_memory(n_weights, n_genes, counts_per_spot, width=8 * n_genes, n_arrays=3)
         return fixed + per_spot * self.config.batch_size, 0.0
 
     def predict(self, model: Model, spots: Spots, run: Run) -> Iterator[tuple[Tensor, Denoised]]:
         """Yield the parameters of the likelihood, block by block."""
-        import torch
-
-        from stdenoise.methods.dca.batches import Batches
-        from stdenoise.methods.dca.module import DCAModule
-        from stdenoise.nn.counts import BLOCK_ENTRIES
-        from stdenoise.spatial.results import Denoised
-        from stdenoise.train.patches import Patches
-
         data = Patches(spots, device=run.device)
         module = DCAModule(len(spots.genes), self.config, generator=torch_generator(0)).to(data.device)
         module.load_state_dict(model.state)

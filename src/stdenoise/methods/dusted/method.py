@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
+
 from stdenoise._base.random import torch_generator
 from stdenoise.methods._base import Denoiser, MethodInfo, Model, likelihood_arrays, make_config
+from stdenoise.methods._memory import network_memory
 from stdenoise.methods.dusted.config import PRESETS, SCHEDULES, DUSTEDConfig
+from stdenoise.methods.dusted.module import DUSTEDModule, make_batch
+from stdenoise.methods.dusted.training import batch_size_of, passes_of, train_as_published, train_fast
+from stdenoise.spatial.results import Denoised
+from stdenoise.train.patches import Patches
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    import torch
     from torch import Tensor
 
-    from stdenoise.methods.dusted.module import DUSTEDModule
-    from stdenoise.spatial.results import Denoised
     from stdenoise.spatial.spots import Spots
-    from stdenoise.train.patches import Patches
     from stdenoise.train.run import Run
 
 
@@ -74,10 +77,6 @@ class DUSTED(Denoiser):
 
     def train(self, spots: Spots, run: Run) -> Model:
         """Train on the spots."""
-        import torch
-
-        from stdenoise.methods.dusted.training import train_as_published, train_fast
-
         generator = torch_generator(run.seed)
         module, data = self._module(spots, run, generator), self._patches(spots, run)
         module.product_dtype = torch.bfloat16 if run.precision == "bf16-mixed" else None
@@ -87,9 +86,6 @@ class DUSTED(Denoiser):
 
     def predict(self, model: Model, spots: Spots, run: Run) -> Iterator[tuple[Tensor, Denoised]]:
         """Yield the means of one final pass, patch by patch."""
-        from stdenoise.methods.dusted.module import make_batch
-        from stdenoise.spatial.results import Denoised
-
         module = self._module(spots, run, torch_generator(0))
         module.load_state_dict(model.state)
         for patch in self._patches(spots, run).cover():
@@ -106,8 +102,6 @@ class DUSTED(Denoiser):
 
     def working_memory(self, n_genes: int, counts_per_spot: float) -> tuple[float, float]:
         """Estimate the memory of weights and optimiser, and that of each spot that is worked on."""
-        from stdenoise.methods._memory import network_memory
-
         config = self.config
         n_heads = 3 if config.likelihood == "zinb" else 2
         # Of each hidden layer and head: values, gradients and what autograd keeps.
@@ -121,8 +115,6 @@ class DUSTED(Denoiser):
 
     def training_work(self, n_spots: int, n_genes: int, n_counts: int) -> tuple[float, float]:
         """Estimate a training's operations (products of the input layer and the heads) and updates of a weight."""
-        from stdenoise.methods.dusted.training import batch_size_of, passes_of
-
         config, schedule = self.config, SCHEDULES[self.config.schedule]
         n_steps = -(-n_spots // (batch_size_of(config, n_spots) or n_spots))
         n_passes = (config.n_epochs or schedule.n_epochs) * passes_of(config, n_steps)
@@ -138,14 +130,10 @@ class DUSTED(Denoiser):
         return n_weights
 
     def _module(self, spots: Spots, run: Run, generator: torch.Generator) -> DUSTEDModule:
-        from stdenoise.methods.dusted.module import DUSTEDModule
-
         module = DUSTEDModule(len(spots.genes), self.config, generator=generator)
         return module.to(run.device or spots.counts.device)
 
     def _patches(self, spots: Spots, run: Run) -> Patches:
-        from stdenoise.train.patches import Patches
-
         if spots.graph is None:
             raise ValueError("dusted needs a spatial graph.")
         # Two layers on the way in, one on the way out, and the heads.

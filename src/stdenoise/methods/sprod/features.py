@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
 from stdenoise.methods.sprod.config import SprodConfig
@@ -49,9 +51,6 @@ def memberships(lognorm: Tensor, config: SprodConfig, *, seed: int, generator: t
     -------
     Shape `(n_spots, n_clusters)`, rows summing to one.
     """
-    import numpy as np
-    from sklearn.mixture import GaussianMixture
-
     n_spots, n_genes = lognorm.shape
     rank = min(config.pseudo_components, n_spots, n_genes)
     scores = principal_components(lognorm, rank, generator=generator).scores.cpu().numpy()

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
+import torch
+
 from stdenoise._base.random import torch_generator
 from stdenoise.methods._base import Denoiser, MethodInfo
 from stdenoise.methods.sprod.config import SprodConfig
+from stdenoise.methods.sprod.features import memberships, standardised
+from stdenoise.methods.sprod.learn import learn_graph
+from stdenoise.methods.sprod.smooth import smooth, weighted_graph
+from stdenoise.spatial.graph import select_rows
+from stdenoise.spatial.results import Denoised
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from stdenoise.spatial.results import Denoised
     from stdenoise.spatial.spots import Spots
 
 # Far below the single precision of the result.
@@ -60,12 +66,6 @@ class Sprod(Denoiser):
 
     def fit(self, spots: Spots, *, seed: int, progress: bool) -> Denoised:
         """Learn the graph of each library and smooth over it."""
-        import torch
-
-        from stdenoise.methods.sprod.learn import learn_graph
-        from stdenoise.methods.sprod.smooth import smooth, weighted_graph
-        from stdenoise.spatial.results import Denoised
-
         if spots.coordinates is None:
             raise ValueError("sprod needs coordinates.")
         parts = []
@@ -101,8 +101,6 @@ class Sprod(Denoiser):
 
 def _libraries(spots: Spots) -> list[Tensor]:
     """Spots of each library that has more than one."""
-    import torch
-
     codes = spots.libraries
     if codes is None:
         return [torch.arange(spots.counts.shape[0], device=spots.counts.device)] if spots.counts.shape[0] > 1 else []
@@ -112,9 +110,6 @@ def _libraries(spots: Spots) -> list[Tensor]:
 
 
 def _features(spots: Spots, members: Tensor, config: SprodConfig, seed: int) -> Tensor:
-    from stdenoise.methods.sprod.features import memberships, standardised
-    from stdenoise.spatial.graph import select_rows
-
     generator = torch_generator(seed)
     if spots.features is None:
         found = memberships(select_rows(spots.lognorm, members), config, seed=seed, generator=generator)

@@ -6,7 +6,12 @@ from typing import TYPE_CHECKING, ClassVar
 
 from stdenoise._base.random import torch_generator
 from stdenoise.methods._base import Denoiser, MethodInfo, Model
+from stdenoise.methods._memory import network_memory
 from stdenoise.methods.stagate.config import STAGATEConfig
+from stdenoise.methods.stagate.module import STAGATEModule, make_batch
+from stdenoise.spatial.results import Denoised
+from stdenoise.train.loop import train
+from stdenoise.train.patches import Feed, Patches
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -14,10 +19,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from stdenoise.methods.stagate.module import STAGATEModule
-    from stdenoise.spatial.results import Denoised
     from stdenoise.spatial.spots import Spots
-    from stdenoise.train.patches import Patches
     from stdenoise.train.run import Run
 
 
@@ -66,10 +68,6 @@ class STAGATE(Denoiser):
 
     def train(self, spots: Spots, run: Run) -> Model:
         """Train on the spots."""
-        from stdenoise.methods.stagate.module import make_batch
-        from stdenoise.train.loop import train
-        from stdenoise.train.patches import Feed
-
         config, generator = self.config, torch_generator(run.seed)
         module = self._module(spots, run, generator)
         outcome = train(
@@ -89,9 +87,6 @@ class STAGATE(Denoiser):
 
     def predict(self, model: Model, spots: Spots, run: Run) -> Iterator[tuple[Tensor, Denoised]]:
         """Yield the reconstruction of one final pass, patch by patch."""
-        from stdenoise.methods.stagate.module import make_batch
-        from stdenoise.spatial.results import Denoised
-
         module = self._module(spots, run, torch_generator(0))
         module.load_state_dict(model.state)
         for patch in self._patches(spots, run).cover():
@@ -100,20 +95,14 @@ class STAGATE(Denoiser):
 
     def working_memory(self, n_genes: int, counts_per_spot: float) -> tuple[float, float]:
         """Estimate the memory of weights and optimiser, and that of each spot that is worked on."""
-        from stdenoise.methods._memory import network_memory
-
         n_hidden = self.config.n_hidden
         return network_memory(n_genes * n_hidden, n_genes, counts_per_spot, width=7 * n_hidden, n_arrays=1)
 
     def _module(self, spots: Spots, run: Run, generator: torch.Generator) -> STAGATEModule:
-        from stdenoise.methods.stagate.module import STAGATEModule
-
         module = STAGATEModule(len(spots.genes), self.config, generator=generator)
         return module.to(run.device or spots.counts.device)
 
     def _patches(self, spots: Spots, run: Run) -> Patches:
-        from stdenoise.train.patches import Patches
-
         if spots.graph is None:
             raise ValueError("stagate needs a spatial graph.")
         # One layer on the way in, one on the way out.

@@ -1,0 +1,10 @@
+from ._autocorrelation import gearys_c as gearys_c
+from ._autocorrelation import morans_i as morans_i
+from ._clustering import clustering as clustering
+from ._gene_protein import gene_protein_correlation as gene_protein_correlation
+from ._held_out import held_out as held_out
+from ._intensity import spot_intensity as spot_intensity
+from ._masked_recovery import masked_recovery as masked_recovery
+from ._null_test import null_test as null_test
+from ._reconstruction import reconstruction as reconstruction
+from ._smoothing import smoothing as smoothing
