@@ -1,10 +1,9 @@
 """Development tasks. `pip install nox`, then `nox -s tests`; `nox --list` shows every session.
 
-Every install uses the versions of `constraints.txt`. Set the environment variable `NO_CONSTRAINTS=1` to test with the
-newest releases instead.
+Every install uses the versions of `constraints.txt`, but for `minimum` and `newest`, which test with the lowest versions that
+`pyproject.toml` allows and with the newest releases.
 """
 
-import os
 import shutil
 from pathlib import Path
 
@@ -16,7 +15,7 @@ nox.options.sessions = ["lint", "typecheck", "tests"]
 nox.options.reuse_existing_virtualenvs = True
 
 PYPROJECT = nox.project.load_toml("pyproject.toml")
-CONSTRAINTS = () if os.environ.get("NO_CONSTRAINTS") else ("-c", "constraints.txt")
+CONSTRAINTS = ("-c", "constraints.txt")
 ENV = {"MPLBACKEND": "agg"}
 
 
@@ -89,3 +88,19 @@ def build(session: nox.Session) -> None:
     shutil.rmtree("dist", ignore_errors=True)
     session.run("python", "-m", "build")
     session.run("twine", "check", "--strict", *(str(path) for path in Path("dist").iterdir()))
+
+
+@nox.session
+def minimum(session: nox.Session) -> None:
+    """Run the tests with the lowest versions that pyproject.toml allows; arguments after `--` go to pytest."""
+    # All of them are named in the file: pip would search for hours.
+    session.install("--no-deps", "-r", "constraints-minimum.txt")
+    session.install("--no-deps", "-e", ".")
+    session.run("pytest", *session.posargs, env=ENV)
+
+
+@nox.session
+def newest(session: nox.Session) -> None:
+    """Run the tests with the newest releases of everything; arguments after `--` go to pytest."""
+    session.install("-e", ".[squidpy]", *nox.project.dependency_groups(PYPROJECT, "test"))
+    session.run("pytest", *session.posargs, env=ENV)
