@@ -13,7 +13,6 @@ import torch
 from scipy import sparse
 
 import stdenoise as st
-from stdenoise._io import rows as _stream
 
 os.environ.setdefault("MPLBACKEND", "agg")
 
@@ -125,7 +124,7 @@ def unchanged():
 @pytest.fixture
 def exact_files(monkeypatch):
     """Write results to files with all their bits, so that they can be compared with those in memory."""
-    monkeypatch.setattr(_stream, "FILE_DTYPE", "float32")
+    monkeypatch.setattr("stdenoise.tl._denoise.FILE_DTYPE", "float32")
 
 
 @pytest.fixture
@@ -168,14 +167,15 @@ def assert_same_fixture():
 @pytest.fixture(scope="session")
 def read_trial():
     """How the metrics read a section on which methods are run again."""
-    from stdenoise._io.read import read_parts
+    from stdenoise._io.section import open_section
     from stdenoise.methods._registry import inputs_of
     from stdenoise.methods._trial import Trial
 
     def read(adata, methods, *, with_graph=False, **changed):
         keys = {"graph_key": "spatial", "library_key": None, "spatial_key": "spatial", "features_key": None}
-        options = {"layer": None, "genes": None, **keys, "device": torch.device("cpu"), **changed}
-        return Trial(*read_parts(adata, inputs_of(methods, with_graph=with_graph), **options), options["device"])
+        options = {"layer": None, "genes": None, **keys, **changed}
+        section = open_section(adata, inputs_of(methods, with_graph=with_graph), **options)
+        return Trial.of(section, methods, torch.device("cpu"))
 
     return read
 

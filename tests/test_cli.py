@@ -9,6 +9,7 @@ import time
 from unittest import mock
 
 import anndata as ad
+import click
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -291,7 +292,7 @@ def test_the_method_is_that_of_the_model(run, section, tmp_path):
     assert "stagate_mean" in ad.read_h5ad(tmp_path / "b.h5ad").layers
     result = run("denoise", section, tmp_path / "c.h5ad", "--model", model, "--method", "dusted")
     assert result.exit_code == 2
-    assert re.search("method='dusted', but model='.*' is a network of 'stagate'", result.stderr)
+    assert re.search("--method dusted, but --model .* is a network of 'stagate'", result.stderr)
 
 
 def test_out_is_replaced(run, section, tmp_path):
@@ -403,7 +404,7 @@ def test_a_failed_run_leaves_the_old_file(run, section, tmp_path):
 
 
 def test_exit_codes_of_the_program(section, tmp_path):
-    command = [sys.executable, "-c", "from stdenoise.cli import main; main()", "denoise"]
+    command = [sys.executable, "-c", "from stdenoise.__main__ import main; main()", "denoise"]
     bad = subprocess.run([*command, section, tmp_path / "out.csv"], capture_output=True, text=True)
     assert (bad.returncode, bad.stdout, len(lines_of(bad.stderr))) == (2, "", 1)
     good = subprocess.run([*command, section, tmp_path / "out.h5ad", *FAST], capture_output=True, text=True)
@@ -470,17 +471,21 @@ def test_options_are_the_arguments_of_the_function(run):
 
     words = set(re.findall(r"--[a-z-]+", run("denoise", "--help").stdout))
     assert words >= NETWORK_OPTIONS
-    arguments = {f"--{name.replace('_', '-')}" for name in inspect.signature(st.tl.denoise).parameters}
+    names = [*inspect.signature(st.tl.denoise).parameters, *inspect.signature(st.Compute).parameters]
+    arguments = {f"--{name.replace('_', '-')}" for name in names}
     # Python has the AnnData at hand; parameters of the method are --set.
-    assert arguments - words == {"--adata", "--copy", "--check-counts", "--out", "--params"}
+    assert arguments - words == {"--adata", "--copy", "--compute", "--out", "--params"}
 
 
 def test_defaults_are_those_of_the_function():
     import inspect
 
-    parameters = inspect.signature(st.tl.denoise).parameters
-    defaults = {option.name: option.default for option in cli.denoise.params}
-    for name in ("devices", "strategy", "precision", "checkpoint_minutes", "dtype", "seed", "device"):
+    parameters = inspect.signature(st.tl.denoise).parameters | inspect.signature(st.Compute).parameters
+    context = click.Context(cli.denoise)
+    defaults = {option.name: option.get_default(context) for option in cli.denoise.params}
+    # What click says where there is none.
+    defaults = {name: None if "UNSET" in repr(value) else value for name, value in defaults.items()}
+    for name in ("memory", "devices", "strategy", "precision", "threads", "dtype", "seed", "device"):
         assert defaults[name] == parameters[name].default
 
 
@@ -520,7 +525,7 @@ def test_an_interrupted_run_goes_on(section, tmp_path):
     slow = (
         "import time\n"
         "from stdenoise.methods.dusted.module import DUSTEDModule\n"
-        "from stdenoise.cli import main\n"
+        "from stdenoise.__main__ import main\n"
         "loss = DUSTEDModule.loss\n"
         "DUSTEDModule.loss = lambda *args: time.sleep(0.02) or loss(*args)\n"
         "main()\n"
@@ -582,13 +587,13 @@ def test_the_summary_comes_from_the_first_process(run, section, tmp_path, monkey
 
 NETWORK_BAD = [
     (["--memory", "much"], "memory='much' is not valid; give a number of GB"),
-    (["--memory", "100 MB"], r"dusted on 61 spots x 12 genes needs about .* may use 0\.10 GB; give more with memory="),
+    (["--memory", "100 MB"], r"dusted on 61 spots x 12 genes needs about .* may use 0\.10 GB; give more memory"),
     (["--devices", "0"], "devices must be an integer >= 1, not 0"),
     (["--precision", "16"], "precision='16' is not valid"),
     (["--dtype", "float64"], "dtype='float64' is not valid"),
     (["--arrays", "gate"], "arrays='gate' is not valid"),
-    (["--checkpoint-minutes", "-1"], "checkpoint_minutes must be"),
-    (["--resume"], "resume=True needs checkpoint="),
+    (["--checkpoint", "a.pt", "--checkpoint-minutes", "-1"], "minutes must be"),
+    (["--resume"], "--resume.* need --checkpoint"),
     (["--checkpoint", "nowhere/a.pt"], "checkpoint='nowhere/a.pt': there is no folder"),
     (
         ["--checkpoint", "text.pt", "--resume"],
@@ -597,7 +602,7 @@ NETWORK_BAD = [
     (["--save-model", "nowhere/a.pt"], "save_model='nowhere/a.pt': there is no folder"),
     (["--model", "missing.pt"], "there is no model 'missing.pt'"),
     (["--model", "text.pt"], "'text.pt' is damaged or no model of stdenoise: "),
-    (["--method", "gene_mean", "--memory", "4 GB"], r"\['memory'\] do not apply to gene_mean: .*'dca'"),
+    (["--method", "gene_mean", "--memory", "4 GB"], r"\['memory'\] have no effect for gene_mean; .*'dca'"),
     (["--method", "gene_mean", "--graph-key", "x"], "'x_connectivities' is not in adata.obsp"),
     (["--method", "gene_mean", "--spatial-key", "x"], "'x' is not in adata.obsm"),
     (["--method", "gene_mean", "--library-key", "x"], "'x' is not in adata.obs"),

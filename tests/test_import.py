@@ -51,6 +51,8 @@ def test_import_adds_no_log_handler_or_level(imported):
 def test_public_rooms(imported):
     assert imported["complete"]
     assert set(imported["public"]) == {
+        "Checkpoint",
+        "Compute",
         "benchmark",
         "datasets",
         "get",

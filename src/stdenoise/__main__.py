@@ -6,7 +6,7 @@ import ast
 import logging
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,17 +16,19 @@ import click
 import stdenoise as st
 from stdenoise._base import files
 from stdenoise._base import keys as _keys
-from stdenoise._base.checks import check_name
+from stdenoise._base.checks import check_folder, check_name
 from stdenoise._base.device import resolve_device, speaks_for_all
 from stdenoise._base.keys import GraphKeys
-from stdenoise._base.memory import peak_gb
 from stdenoise._base.paths import ANNDATA, CHECKPOINT, FIGURE, MODEL, check_paths
 from stdenoise._base.random import check_seed
 from stdenoise._io import disk
-from stdenoise._io.section import Source, open_source
+from stdenoise._io.source import Source, open_source
+from stdenoise.get._summary import summary
+from stdenoise.methods._base import Method
 from stdenoise.methods._registry import make_method
 from stdenoise.pp._highly_variable import MIN_TOTAL, mark_highly_variable
 from stdenoise.spatial.normalize import lognorm
+from stdenoise.tl._open_run import check_compute
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -80,8 +82,10 @@ def main(*, verbose: bool) -> None:
 @click.option("--strategy", default="auto", show_default=True, help="How they are started, as in Lightning Fabric.")
 @click.option("--precision", default="32-true", show_default=True, help="32-true or bf16-mixed.")
 @click.option("--checkpoint", type=click.Path(path_type=Path), help="File in which the training is saved on its way.")
-@click.option("--checkpoint-minutes", default=10.0, show_default=True, help="Time between two savings.")
-@click.option("--resume", is_flag=True, help="Go on from the checkpoint, if it is there.")
+@click.option("--threads", type=click.IntRange(min=1), help="Threads on the CPU; those torch has if not given.")
+@click.option("--checkpoint-minutes", type=float, help="Time between two savings; 10 if not given.")
+@click.option("--resume", is_flag=True, help="Resume from the checkpoint if it exists.")
+@click.option("--check-counts/--no-check-counts", default=True, show_default=True, help="Refuse fractional counts.")
 @click.option("--save-model", type=click.Path(path_type=Path), help="File for the trained network.")
 @click.option("--model", type=click.Path(path_type=Path), help="File of a trained network, instead of a training.")
 @click.option("--seed", default=0, show_default=True, help="The same seed gives the same numbers.")
@@ -100,8 +104,18 @@ def denoise(
     library_key: str | None,
     key_added: str | None,
     settings: tuple[str, ...],
+    memory: str | None,
     arrays: str | None,
     device: str,
+    devices: int,
+    strategy: str,
+    precision: str,
+    threads: int | None,
+    checkpoint: Path | None,
+    checkpoint_minutes: float | None,
+    resume: bool,
+    check_counts: bool,
+    save_model: Path | None,
     seed: int,
     model: Path | None,
     **options: Any,
@@ -114,12 +128,15 @@ def denoise(
     with _one_line_errors():
         if genes is not None and n_top_genes is not None:
             raise ValueError("--genes and --n-top-genes exclude each other; give one.")
-        from stdenoise.methods._models import read_model
-
         params = dict(_parse_setting(setting) for setting in settings)
-        denoiser = (
-            make_method("dusted" if method is None else method, params) if model is None else read_model(model)[0]
-        )
+        denoiser = _method(method, params, genes, model)
+        compute = st.Compute(memory=memory, devices=devices, strategy=strategy, precision=precision, threads=threads)
+        saving = _checkpoint(checkpoint, checkpoint_minutes, resume)
+        check_compute(compute, saving, denoiser)
+        if save_model is not None and "model" not in denoiser.info.runs:
+            raise TypeError(f"--save-model has no effect for {denoiser.info.name}, which trains no network here.")
+        if save_model is not None:
+            check_folder("save_model", save_model)
         resolve_device(device)
         check_seed(seed)
         check_name("key_added", denoiser.info.name if key_added is None else key_added)
@@ -128,12 +145,12 @@ def denoise(
             [("IN", source), ("model", model)],
             [
                 ("OUT", target, ANNDATA),
-                ("checkpoint", options["checkpoint"], CHECKPOINT),
-                ("save_model", options["save_model"], MODEL),
+                ("checkpoint", checkpoint, CHECKPOINT),
+                ("save_model", save_model, MODEL),
             ],
         )
         files.check_writable(target)
-        may_stream = denoiser.has_network and target.suffix == ".zarr" and n_top_genes is None
+        may_stream = "patches" in denoiser.info.runs and target.suffix == ".zarr" and n_top_genes is None
         data = open_source(source, layer) if may_stream else disk.read(source)
         adata = data.light if isinstance(data, Source) else data
         start = time.perf_counter()
@@ -164,24 +181,38 @@ def denoise(
             )
         if arrays is not None:
             options["arrays"] = [name.strip() for name in arrays.split(",")]
-        st.tl.denoise(
-            data,
-            method if model is not None else denoiser,
-            layer=layer,
-            genes=chosen,
-            graph_key=graph_key,
-            spatial_key=spatial_key,
-            library_key=library_key,
-            key_added=key_added,
-            device=device,
-            seed=seed,
-            model=model,
-            out=target,
-            **options,
-        )
+        shared = {
+            "layer": layer,
+            "graph_key": graph_key,
+            "spatial_key": spatial_key,
+            "library_key": library_key,
+            "features_key": options.pop("features_key"),
+            "device": device,
+            "seed": seed,
+            "progress": options.pop("progress"),
+        }
+        with st.settings.override(check_counts=check_counts):
+            if save_model is not None:
+                denoiser = st.tl.train(data, denoiser, genes=chosen, compute=compute, checkpoint=saving, **shared)
+                if speaks_for_all():
+                    denoiser.save(save_model)
+                # What is left of it for a trained network.
+                compute, saving, chosen = st.Compute(memory=memory, precision=precision, threads=threads), None, None
+            st.tl.denoise(
+                data,
+                denoiser,
+                genes=chosen,
+                key_added=key_added,
+                out=target,
+                compute=compute,
+                checkpoint=saving,
+                **shared,
+                **options,
+            )
         seconds = time.perf_counter() - start
     if speaks_for_all():
-        _summary(open_source(target, layer).light, key_added or denoiser.info.name, target, seconds)
+        key = key_added or denoiser.info.name
+        click.echo("\n".join(summary(open_source(target, layer).light, key, target, seconds)))
 
 
 @main.command()
@@ -281,7 +312,7 @@ def demo(folder: Path, n_epochs: int) -> None:
         axes = st.pl.compare(adata, _patterned_genes(adata), size=12)
         axes[0, 0].figure.savefig(figure, dpi=110)
         disk.write(adata, data)
-    _summary(adata, "dusted", data, seconds)
+    click.echo("\n".join(summary(adata, "dusted", data, seconds)))
     click.echo("Mean squared error against the truth, log1p of counts per 10,000:")
     click.echo(f"  raw counts  {before:.3f}")
     click.echo(f"  denoised    {after:.3f}")
@@ -305,6 +336,29 @@ def _one_line_errors(*, keep_lines: bool = False) -> Iterator[None]:
         sys.exit(2)
 
 
+def _method(method: str | None, params: dict[str, Any], genes: str | None, model: Path | None) -> Method:
+    """Return the configured method, or the trained network of a file, for which nothing else can be chosen."""
+    if model is None:
+        return make_method("dusted" if method is None else method, params)
+    trained = st.methods.load(model)
+    if method not in (None, trained.info.name):
+        raise ValueError(
+            f"--method {method}, but --model {model} is a network of {trained.info.name!r}; leave --method out."
+        )
+    given = [f"--set {name}" for name in params] + (["--genes"] if genes is not None else [])
+    if given:
+        raise TypeError(f"{', '.join(given)} have no effect with --model {model}, which has its own.")
+    return trained
+
+
+def _checkpoint(path: Path | None, minutes: float | None, resume: bool) -> st.Checkpoint | None:
+    if path is not None:
+        return st.Checkpoint(path, 10.0 if minutes is None else minutes, resume)
+    if resume or minutes is not None:
+        raise ValueError("--resume and --checkpoint-minutes need --checkpoint, the file to resume from.")
+    return None
+
+
 def _parse_setting(setting: str) -> tuple[str, Any]:
     """Split `key=value`; the value is a Python literal where it reads as one, else text."""
     name, separator, value = setting.partition("=")
@@ -318,54 +372,6 @@ def _literal(value: str) -> Any:
         return ast.literal_eval(value)
     except (ValueError, SyntaxError):
         return value
-
-
-def _summary(adata: AnnData, key: str, path: Path, seconds: float) -> None:
-    """Print what was written, the loss, time and memory."""
-    record = adata.uns[key]
-    loss = record["history"].get("loss")
-    n_genes = adata.n_vars if isinstance(record["genes"], str) else len(record["genes"])
-    lines = {
-        "method": f"{record['method']}, seed {record['seed']}, {record['device']}",
-        "data": f"{adata.n_obs} spots x {n_genes} genes, scale {record['scale']}",
-        "graph": _graph_line(adata, record["graph_key"]),
-        "written": ", ".join(record["written"]),
-        "loss": f"{loss[0]:.4f} first, {loss[-1]:.4f} last, {len(loss)} epochs" if loss is not None else "",
-        "training": _training_line(record.get("training", {})),
-        "check": ", ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in record.get("check", {}).items()),
-        "time": f"{seconds:.1f} s",
-        "memory": f"{peak_gb():.2f} GB at most",
-        "file": f"{path}, {_size_mb(path):.1f} MB",
-    }
-    for label, value in lines.items():
-        if value:
-            click.echo(f"{label:<9} {value}")
-
-
-def _training_line(ending: Mapping[str, Any]) -> str:
-    """Why the training stopped, and what it gained on molecules that it had not seen."""
-    parts = [str(ending["stopped"])] if "stopped" in ending else []
-    if "annealing_from" in ending:
-        parts.append(f"back to epoch {ending['best_epoch']} after {ending['annealing_from']}, then all molecules")
-    if "held_out_explained" in ending:
-        parts.append(f"{ending['held_out_explained']:.1%} of the gene means' held-out deviance explained")
-    return "; ".join(parts)
-
-
-def _size_mb(path: Path) -> float:
-    files = [path] if path.is_file() else path.rglob("*")
-    return sum(file.stat().st_size for file in files) / 1e6
-
-
-def _graph_line(adata: AnnData, graph_key: str) -> str:
-    """Statistics of the graph, where we built it."""
-    stats = adata.uns.get(GraphKeys(graph_key).uns, {}).get("stats")
-    if stats is None:
-        return ""
-    return (
-        f"{stats['mean_degree']:.2f} neighbours on average, {stats['n_isolated']} isolated and "
-        f"{stats['n_coincident']} coincident spots, {stats['n_components']} components"
-    )
 
 
 def _mean_count(adata: AnnData) -> float:

@@ -207,7 +207,7 @@ def test_paths_that_meet_are_refused_for_methods_in_memory(home, bind, suffix, r
 @pytest.mark.parametrize("relation", ["equal", "symlink", "hard link"])
 @pytest.mark.parametrize("role", ["OUT", "checkpoint", "save_model"])
 def test_a_model_that_is_applied_is_an_input(home, bind, role, relation):
-    st.tl.denoise(ad.read_h5ad("in.h5ad"), **NETWORK, save_model="net.model", progress=False)
+    st.tl.train(ad.read_h5ad("in.h5ad"), **NETWORK, progress=False).save("net.model")
     meeting = related(Path("net.model"), relation, bind)
     if role == "OUT":
         # Of a link it is the name that has the ending.
@@ -232,7 +232,7 @@ def test_paths_that_do_not_meet_are_written_and_replaced(home, suffix_in, suffix
 # Python
 
 
-@pytest.mark.parametrize("role", ["out", "checkpoint", "save_model"])
+@pytest.mark.parametrize("role", ["out", "checkpoint"])
 @pytest.mark.parametrize(
     ("kind", "suffix", "relation"),
     [
@@ -372,7 +372,7 @@ def test_scratch_of_a_killed_run_is_removed(home):
     scratch.mkdir()
     for name in ("counts.json", "crow", "dusted_mean.rows"):
         (scratch / name).write_text("old")
-    with mock.patch("stdenoise.tl._fit.make_plan", lambda *_, **__: plan_on_disk()):
+    with mock.patch("stdenoise.tl._open_run.make_plan", lambda *_, **__: plan_on_disk()):
         result = run(*command({"IN": "in.zarr", "OUT": "out.zarr"}, "dusted"))
     assert result.exit_code == 0, result.output
     assert not scratch.exists()
@@ -420,7 +420,7 @@ def test_of_a_link_what_it_leads_to_is_written(home, method, there, suffix):
         (shutil.copytree if suffix == ".zarr" else shutil.copyfile)(f"out{suffix}", real)
     link.symlink_to(real)
     with (
-        mock.patch("stdenoise.tl._fit.make_plan", lambda *_, **__: plan_on_disk())
+        mock.patch("stdenoise.tl._open_run.make_plan", lambda *_, **__: plan_on_disk())
         if suffix == ".zarr"
         else mock.MagicMock()
     ):

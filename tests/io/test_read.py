@@ -10,7 +10,7 @@ from hypothesis import strategies as some
 from scipy import sparse
 
 from stdenoise._io.read import select_genes
-from stdenoise._io.write import check_key_is_free, read_denoised, write_denoised
+from stdenoise._io.write import Places, check_key_is_free, read_denoised, write_denoised
 from stdenoise.spatial.normalize import log_normalize
 from stdenoise.spatial.results import Denoised, collect
 
@@ -21,7 +21,8 @@ def read(read_spots):
 
 
 def write(adata, result, *, key="made", positions=None):
-    write_denoised(adata, result, key=key, positions=positions, provenance={"method": "made", "layer": "X", "seed": 0})
+    places = Places(key, adata.var_names, positions, is_choice=positions is not None)
+    write_denoised(adata, result, places, {"method": "made", "layer": "X", "seed": 0})
 
 
 def result_of(adata, n_genes=None, **parts):
@@ -236,7 +237,7 @@ def test_blocks_in_any_order_are_put_together(seed, n_spots, n_blocks):
         attention = tuple(torch.tensor(part) for part in (block.indptr, block.indices, block.data))
         part = Denoised(mean=mean[rows], scale="log1p", latent=latent[rows], attention=attention)
         blocks.append((torch.from_numpy(rows), part))
-    whole = collect(blocks, n_spots, {"loss": [1.0, 0.5]})
+    whole = collect(blocks, n_spots, {"history": {"loss": [1.0, 0.5]}})
     assert torch.equal(whole.mean, mean)
     assert torch.equal(whole.latent, latent)
     assert (whole.dispersion, whole.dropout) == (None, None)

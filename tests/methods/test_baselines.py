@@ -5,7 +5,7 @@ from scipy import sparse
 from sklearn.decomposition import NMF, PCA
 
 import stdenoise as st
-from stdenoise.methods import Denoiser, GeneMean, NeighborMean, PCAReconstruction, PoissonFactorization, Raw
+from stdenoise.methods import GeneMean, Method, NeighborMean, PCAReconstruction, PoissonFactorization, Raw
 from stdenoise.spatial.graph import SpatialGraph
 from stdenoise.spatial.normalize import lognorm
 from stdenoise.spatial.spots import Context, make_spots
@@ -19,7 +19,7 @@ def spots_of(adata, counts=None):
     return make_spots(counts, list(adata.var_names), positions=None, context=Context(graph), device=torch.device("cpu"))
 
 
-def fit(method: Denoiser, spots, seed=0):
+def fit(method: Method, spots, seed=0):
     return method.fit(spots, seed=seed, progress=False)
 
 

@@ -84,10 +84,10 @@ def test_dither_changes_the_choice_a_little():
 
 
 def test_dither_is_uniform_over_its_share_of_the_range(monkeypatch):
-    from stdenoise.spatial import neighbors
-
     seen = []
-    monkeypatch.setattr(neighbors, "nearest_neighbors", lambda scores, k, **_: seen.append(scores) or (None, None))
+    monkeypatch.setattr(
+        "stdenoise.methods.knn_smoothing.nearest_neighbors", lambda scores, k, **_: seen.append(scores) or (None, None)
+    )
     counts = torch.tensor(drawn(3, 400, 10), dtype=torch.float32)
     for dither in (0, 0.1):
         similar(counts, 2, d=3, dither=dither, generator=torch_generator(0))

@@ -14,9 +14,8 @@ import torch
 from scipy import sparse
 
 import stdenoise as st
-from stdenoise.methods import DUSTED, STAGATE
-from stdenoise.methods._base import Model
-from stdenoise.methods._models import read_model, write_model
+from stdenoise.methods import DUSTED
+from stdenoise.methods._network import Model, Trained
 
 SMALL = {"n_hidden": 8, "n_latent": 3, "n_epochs": 8}
 # Large steps from where the means are not far off.
@@ -44,14 +43,24 @@ def trained(request, section, tmp_path_factory):
     """Name of a method, a file of its network, and the section with the result of its training."""
     method, params = NETWORKS[request.param]
     path = tmp_path_factory.mktemp("models") / "network.pt"
-    return method, path, st.tl.denoise(section, method, copy=True, save_model=path, **params)
+    return method, path, kept(section, path, method, **params)
 
 
 @pytest.fixture(scope="module")
 def dusted_model(section, tmp_path_factory):
     path = tmp_path_factory.mktemp("models") / "dusted.pt"
-    st.tl.denoise(section, "dusted", copy=True, save_model=path, **DUSTED_SMALL)
+    kept(section, path, **DUSTED_SMALL)
     return path
+
+
+def kept(section, path, method="dusted", **params):
+    """Save a trained network, and return the section with the result of the same training."""
+    st.tl.train(section, method, **params).save(path)
+    return st.tl.denoise(section, method, copy=True, **params)
+
+
+def applied(section, path, **arguments):
+    return st.tl.denoise(section, st.methods.load(path), copy=True, **arguments)
 
 
 def arrays_of(adata, key):
@@ -93,7 +102,7 @@ def with_genes(adata, names):
 
 def test_a_saved_network_gives_the_result_of_its_training(section, trained):
     method, path, before = trained
-    after = st.tl.denoise(section, model=path, copy=True)
+    after = applied(section, path)
     compare(arrays_of(after, method), arrays_of(before, method), np.testing.assert_array_equal)
     ours, theirs = after.uns[method], before.uns[method]
     for name in ("method", "params", "scale", "genes"):
@@ -105,21 +114,22 @@ def test_a_saved_network_gives_the_result_of_its_training(section, trained):
 
 def test_nothing_is_trained(section, trained, monkeypatch):
     method, path, _ = trained
-    monkeypatch.setattr(type(read_model(path)[0]), "train", lambda *_: pytest.fail("it was trained"))
+    monkeypatch.setattr(type(st.methods.load(path).network), "train", lambda *_: pytest.fail("it was trained"))
     with pytest.raises(pytest.fail.Exception):
         st.tl.denoise(section, method, copy=True)
-    st.tl.denoise(section, model=path, copy=True)
+    applied(section, path)
 
 
 def test_another_process_gives_the_same_results(section, tmp_path):
     before = {}
     for name, (method, params) in NETWORKS.items():
-        before[name] = st.tl.denoise(section, method, copy=True, save_model=tmp_path / f"{name}.pt", **params)
+        before[name] = kept(section, tmp_path / f"{name}.pt", method, **params)
     section.write_h5ad(tmp_path / "in.h5ad")
     script = """
 import pathlib, anndata, stdenoise as st
 for path in pathlib.Path().glob("*.pt"):
-    st.tl.denoise(anndata.read_h5ad("in.h5ad"), model=path, out=path.with_suffix(".h5ad"), dtype="float32")
+    model = st.methods.load(path)
+    st.tl.denoise(anndata.read_h5ad("in.h5ad"), model, out=path.with_suffix(".h5ad"), dtype="float32")
 """
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     command = [sys.executable, "-c", script]
@@ -131,24 +141,24 @@ for path in pathlib.Path().glob("*.pt"):
 
 
 def test_a_file_holds_nothing_of_a_device(trained):
-    denoiser, model = read_model(trained[1])
-    assert {tensor.device.type for tensor in model.state.values()} == {"cpu"}
-    assert denoiser.info.name == trained[0]
+    network = st.methods.load(trained[1])
+    assert {tensor.device.type for tensor in network.model.state.values()} == {"cpu"}
+    assert network.info.name == trained[0]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_a_network_from_a_gpu_runs_on_the_cpu(section, tmp_path):
     path = tmp_path / "network.pt"
-    before = st.tl.denoise(section, copy=True, device="cuda", save_model=path, **DUSTED_SMALL)
-    after = st.tl.denoise(section, copy=True, device="cpu", model=path)
+    before = kept(section, path, device="cuda", **DUSTED_SMALL)
+    after = applied(section, path, device="cpu")
     np.testing.assert_allclose(after.layers["dusted_mean"], before.layers["dusted_mean"], rtol=1e-3)
 
 
 def test_a_network_of_some_genes(section, tmp_path):
     path = tmp_path / "network.pt"
     genes = ["gene3", "gene11", "gene7"]
-    before = st.tl.denoise(section, copy=True, genes=genes, save_model=path, **DUSTED_SMALL)
-    after = st.tl.denoise(section, copy=True, model=path)
+    before = kept(section, path, genes=genes, **DUSTED_SMALL)
+    after = applied(section, path)
     assert list(after.obsm["dusted_mean"].columns) == ["gene3", "gene7", "gene11"]
     compare(arrays_of(after, "dusted"), arrays_of(before, "dusted"), np.testing.assert_array_equal)
     np.testing.assert_array_equal(after.var["dusted_modelled"], before.var["dusted_modelled"])
@@ -167,7 +177,7 @@ def test_genes_are_found_by_name(section, trained, names):
         "more and shuffled": list(np.random.default_rng(0).permutation([*genes, *EXTRA])),
     }[names]
     other = with_genes(section, order)
-    after = st.tl.denoise(other, model=path, copy=True)
+    after = applied(other, path)
     compare(arrays_of(after, method), arrays_of(before, method), np.testing.assert_array_equal)
     assert ("more" in names) == (f"{method}_modelled" in after.var)
     if "more" in names:
@@ -180,8 +190,8 @@ def test_missing_genes_are_named(section, trained):
     _, path, _ = trained
     other = section[:, section.var_names != "gene4"].copy()
     other.var_names = ["Gene7" if name == "gene7" else name for name in other.var_names]
-    with pytest.raises(KeyError, match=r"2 of the 12 genes of '.*network.pt' are not in .*\['gene4', 'gene7'\]"):
-        st.tl.denoise(other, model=path)
+    with pytest.raises(KeyError, match=r"2 of the 12 genes of the model are not in .*\['gene4', 'gene7'\]"):
+        applied(other, path)
     assert set(other.layers) == {"true_mean"}
 
 
@@ -192,7 +202,7 @@ def test_twice_the_depth_is_twice_the_means(section, trained):
     method, path, _ = trained
     deep = section.copy()
     deep.X = 2 * section.X
-    once, twice = (arrays_of(st.tl.denoise(x, model=path, copy=True), method) for x in (section, deep))
+    once, twice = (arrays_of(applied(x, path), method) for x in (section, deep))
     # STAGATE's means are a profile: the logarithm of normalised values.
     factor = 1 if method == "stagate" else 2
     np.testing.assert_allclose(twice[f"{method}_mean"], factor * once[f"{method}_mean"], rtol=2e-5)
@@ -211,8 +221,8 @@ def test_a_deep_spot_does_not_make_the_others_shallow(section, trained):
     for adata in (few, alone):
         adata.obsp["spatial_connectivities"] = sparse.csr_matrix((adata.n_obs, adata.n_obs))
     np.testing.assert_allclose(
-        arrays_of(st.tl.denoise(few, model=path, copy=True), method)[f"{method}_mean"],
-        arrays_of(st.tl.denoise(alone, model=path, copy=True), method)[f"{method}_mean"].iloc[spots],
+        arrays_of(applied(few, path), method)[f"{method}_mean"],
+        arrays_of(applied(alone, path), method)[f"{method}_mean"].iloc[spots],
         rtol=1e-5,
         atol=1e-7,
     )
@@ -228,7 +238,7 @@ def test_a_result_depends_on_the_neighbourhood_and_on_nothing_else(section, trai
         lost = lost | (graph @ lost > 0)
     inner = ~lost
     assert inner.sum() > 30
-    part = st.tl.denoise(subset(section, keep), model=path, copy=True)
+    part = applied(subset(section, keep), path)
     whole, part = arrays_of(before, method), arrays_of(part, method)
     for name in whole:
         np.testing.assert_allclose(
@@ -239,7 +249,7 @@ def test_a_result_depends_on_the_neighbourhood_and_on_nothing_else(section, trai
     counts = changed.X.toarray()
     counts[~keep] = np.random.default_rng(0).permutation(counts[~keep].T).T * 7 + 1
     changed.X = sparse.csr_matrix(counts)
-    other = arrays_of(st.tl.denoise(changed, model=path, copy=True), method)
+    other = arrays_of(applied(changed, path), method)
     for name in whole:
         ours, theirs = other[name].to_numpy(), whole[name].to_numpy()
         np.testing.assert_allclose(ours[inner], theirs[inner], rtol=1e-4, atol=1e-6)
@@ -250,7 +260,7 @@ def test_a_result_depends_on_the_neighbourhood_and_on_nothing_else(section, trai
 def test_spots_in_another_order(section, trained):
     method, path, before = trained
     order = np.random.default_rng(0).permutation(section.n_obs)
-    after = arrays_of(st.tl.denoise(subset(section, order), model=path, copy=True), method)
+    after = arrays_of(applied(subset(section, order), path), method)
     for name, frame in arrays_of(before, method).items():
         np.testing.assert_allclose(after[name], frame.iloc[order], rtol=1e-4, atol=1e-6)
 
@@ -261,7 +271,7 @@ def test_a_spot_without_counts_gets_a_finite_result(section, trained):
     counts[7] = 0
     other = section.copy()
     other.X = sparse.csr_matrix(counts)
-    for frame in arrays_of(st.tl.denoise(other, model=path, copy=True), method).values():
+    for frame in arrays_of(applied(other, path), method).values():
         assert np.isfinite(frame.to_numpy()).all()
 
 
@@ -269,53 +279,35 @@ def test_a_spot_without_counts_gets_a_finite_result(section, trained):
 
 
 def test_arguments_that_the_model_has_its_own_values_for(section, dusted_model, tmp_path):
-    before = st.tl.denoise(section, model=dusted_model, copy=True)
+    model = st.methods.load(dusted_model)
+    before = st.tl.denoise(section, model, copy=True)
     for arguments, error, message in [
-        ({"method": "stagate"}, ValueError, "method='stagate', but model='.*dusted.pt' is a network of 'dusted'"),
-        ({"method": STAGATE()}, ValueError, "leave method out"),
-        ({"method": DUSTED()}, ValueError, "leave method out"),
-        ({"method": "nothing"}, ValueError, "method='nothing'"),
-        ({"n_hidden": 8}, TypeError, r"\['n_hidden'\] do not apply with model='.*dusted.pt', which has its own"),
+        ({"n_hidden": 8}, TypeError, r"\['n_hidden'\]"),
         ({"preset": "dlpfc"}, TypeError, r"\['preset'\]"),
-        ({"genes": ["gene1"]}, TypeError, r"\['genes'\] do not apply"),
-        ({"lr": 1, "genes": ["gene1"]}, TypeError, r"\['lr', 'genes'\] do not apply"),
-        (
-            {"save_model": tmp_path / "a.pt"},
-            TypeError,
-            r"\['save_model'\] do not apply with model=: nothing is trained",
-        ),
-        ({"devices": 2}, TypeError, r"\['devices'\] do not apply with model="),
-        ({"checkpoint": tmp_path / "a.pt", "resume": True}, TypeError, r"\['checkpoint', 'resume'\] do not apply"),
+        ({"genes": ["gene1"]}, TypeError, "genes has no effect with a trained network"),
+        ({"compute": st.Compute(devices=2)}, TypeError, r"\['devices'\] have no effect for a trained network"),
+        ({"checkpoint": tmp_path / "a.pt"}, TypeError, r"\['checkpoint'\] have no effect for a trained network"),
     ]:
         with pytest.raises(error, match=message):
-            st.tl.denoise(section, model=dusted_model, **arguments)
+            st.tl.denoise(section, model, **arguments)
     assert "dusted" not in section.uns
     assert not any(tmp_path.iterdir())
-    after = st.tl.denoise(section, "dusted", model=str(dusted_model), memory="50 GB", copy=True)
+    after = st.tl.denoise(section, model, compute=st.Compute(memory="50 GB"), copy=True)
     compare(arrays_of(after, "dusted"), arrays_of(before, "dusted"), np.testing.assert_array_equal)
 
 
-def test_the_name_of_another_network_is_refused(section, tmp_path):
-    path = tmp_path / "network.pt"
-    st.tl.denoise(section, "stagate", copy=True, save_model=path, **SMALL)
-    with pytest.raises(ValueError, match="method='dca', but model='.*network.pt' is a network of 'stagate'"):
-        st.tl.denoise(section, "dca", model=path)
-    # Not even the default, when it is named.
-    with pytest.raises(ValueError, match="method='dusted', but model='.*network.pt' is a network of 'stagate'"):
-        st.tl.denoise(section, "dusted", model=path)
-    for method in (None, "stagate"):
-        assert st.tl.denoise(section, method, model=path, copy=True).uns["stagate"]["method"] == "stagate"
+def test_methods_without_a_network_cannot_be_kept(section):
+    with pytest.raises(TypeError, match=r"gene_mean .*\['dusted', 'stagate', 'dca'\]"):
+        st.tl.train(section, "gene_mean")
 
 
-def test_methods_without_a_network_cannot_be_saved(section, tmp_path):
-    with pytest.raises(TypeError, match=r"\['save_model'\] do not apply to gene_mean.*'dusted'"):
-        st.tl.denoise(section, "gene_mean", save_model=tmp_path / "a.pt")
-
-
-def test_a_place_for_a_model_is_checked_before_the_training(section, tmp_path, monkeypatch):
-    monkeypatch.setattr(DUSTED, "train", lambda *_: pytest.fail("work was done"))
-    with pytest.raises(FileNotFoundError, match="save_model='.*a.pt': there is no folder '.*nowhere'"):
-        st.tl.denoise(section, save_model=tmp_path / "nowhere" / "a.pt")
+def test_a_trained_network_has_seen_what_would_be_held_out(section, dusted_model):
+    model = st.methods.load(dusted_model)
+    for score in (st.metrics.held_out, st.metrics.masked_recovery, st.metrics.null_test):
+        with pytest.raises(TypeError, match="dusted.* is trained already"):
+            score(section, model)
+    with pytest.raises(TypeError, match="dusted.* is trained already"):
+        st.tl.cross_validate(section, ["neighbor_mean", model])
 
 
 # Files that are no models
@@ -333,7 +325,7 @@ class Malicious:
 
 def refused(section, path, message):
     with pytest.raises(ValueError, match=message) as caught:
-        st.tl.denoise(section, model=path)
+        applied(section, path)
     assert path.name in str(caught.value)
     assert "\n" not in str(caught.value)
     assert "dusted" not in section.uns
@@ -350,7 +342,7 @@ def test_half_a_model(section, dusted_model, tmp_path, share):
 def test_a_changed_byte(section, dusted_model, tmp_path):
     content = bytearray(dusted_model.read_bytes())
     # Of a weight.
-    place = content.index(read_model(dusted_model)[1].state["encoder.weight"].numpy().tobytes()) + 5
+    place = content.index(st.methods.load(dusted_model).model.state["encoder.weight"].numpy().tobytes()) + 5
     content[place] ^= 1
     path = tmp_path / "changed.pt"
     path.write_bytes(content)
@@ -368,9 +360,9 @@ def test_files_of_others(section, dusted_model, tmp_path):
     refused(section, state, "is no model of stdenoise, but None")
     refused(section, checkpoint, "is no model of stdenoise, but 'checkpoint'")
     with pytest.raises(FileNotFoundError, match="there is no model '.*missing.pt'"):
-        st.tl.denoise(section, model=tmp_path / "missing.pt")
+        st.methods.load(tmp_path / "missing.pt")
     with pytest.raises(FileNotFoundError, match="there is no model"):
-        st.tl.denoise(section, model=tmp_path)
+        st.methods.load(tmp_path)
 
 
 @pytest.mark.parametrize("how", ["torch", "pickle", "in a model"])
@@ -404,7 +396,7 @@ def test_other_versions(section, dusted_model, tmp_path):
         torch.save(whole, path)
 
     changed()
-    assert "dusted_mean" in st.tl.denoise(section, model=path, copy=True).layers
+    assert "dusted_mean" in applied(section, path).layers
     changed(format=99)
     refused(section, path, r"has format 99; this version of stdenoise reads format \d+")
     for parts, message in [
@@ -422,9 +414,10 @@ def test_other_versions(section, dusted_model, tmp_path):
 def test_what_is_written_is_read(tmp_path):
     state = {"a": torch.arange(3.0), "b": torch.zeros(0, 2), "c": torch.tensor(1, dtype=torch.int64)}
     model = Model(state, ("x", "ÿ", "z y"), 12.5, {"loss": [3.0, 2.5]})
-    write_model(tmp_path / "a", DUSTED(alpha=0.25, schedule="paper"), model)
-    denoiser, back = read_model(tmp_path / "a")
-    assert denoiser.config == DUSTED(alpha=0.25, schedule="paper").config
+    Trained(DUSTED(alpha=0.25, schedule="paper"), model).save(tmp_path / "a")
+    loaded = st.methods.load(tmp_path / "a")
+    back = loaded.model
+    assert loaded.config == DUSTED(alpha=0.25, schedule="paper").config
     assert (back.genes, back.median_total, back.history) == (model.genes, model.median_total, model.history)
     assert back.state.keys() == state.keys()
     for name, tensor in state.items():
@@ -434,10 +427,10 @@ def test_what_is_written_is_read(tmp_path):
 
 def test_a_model_and_an_earlier_file_of_that_name(tmp_path, monkeypatch):
     model = Model({"a": torch.arange(3.0)}, ("x",), 1.0, {})
-    write_model(tmp_path / "a", DUSTED(), model)
+    Trained(DUSTED(), model).save(tmp_path / "a")
     before = (tmp_path / "a").read_bytes()
     monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(OSError, match="cannot write the model '.*a': No space left on device"):
-        write_model(tmp_path / "a", DUSTED(), Model({"a": torch.arange(4.0)}, ("x",), 1.0, {}))
+        Trained(DUSTED(), Model({"a": torch.arange(4.0)}, ("x",), 1.0, {})).save(tmp_path / "a")
     assert (tmp_path / "a").read_bytes() == before
     assert list(tmp_path.iterdir()) == [tmp_path / "a"]

@@ -201,7 +201,7 @@ def test_memory_does_not_change_what_is_computed(irregular, batch_size):
     for max_spots in (None, 1, 7):
         run = Run(max_spots=max_spots)
         model = method.train(data, run)
-        results.append(collect(method.predict(model, data, run), 41, model.history))
+        results.append(collect(method.predict(model, data, run), 41, {"history": model.history}))
     whole, *others = results
     for parts in others:
         assert parts.history["loss"] == pytest.approx(whole.history["loss"], rel=1e-5)

@@ -41,7 +41,9 @@ def test_missing_labels_are_clustered_and_not_scored(section, caplog):
 
 
 def test_all_scores_use_the_refined_labels(section, monkeypatch):
-    monkeypatch.setattr(_clusters, "refine_labels", lambda coordinates, labels, n: np.zeros_like(labels))
+    monkeypatch.setattr(
+        "stdenoise.metrics._clustering.refine_labels", lambda coordinates, labels, n: np.zeros_like(labels)
+    )
     row = clustering(section, "region", n_components=8, refine=6).loc[0]
     share = section.obs["region"].value_counts(normalize=True).max()
     assert row[["ari", "nmi", "homogeneity", "completeness"]].tolist() == pytest.approx([0, 0, 0, 1], abs=1e-12)

@@ -280,7 +280,7 @@ def test_torchvision_is_missing(slide, monkeypatch, tmp_path):
 def test_a_network_gets_tiles_and_its_weights(slide, monkeypatch):
     import torch
 
-    from stdenoise.nn import resnet
+    from stdenoise.pp import _image_features
 
     asked = []
 
@@ -292,7 +292,7 @@ def test_a_network_gets_tiles_and_its_weights(slide, monkeypatch):
             network[0].bias.zero_()
         return network
 
-    monkeypatch.setattr(resnet, "load_resnet", load)
+    monkeypatch.setattr(_image_features, "load_resnet", load)
     options = {"image_key": "fullres", "crop_size": 9, "batch_size": 4, "device": "cpu"}
     st.pp.image_features(slide, extractor="torchvision", weights="folder/w.pt", **options)
     assert asked == [("folder/w.pt", "resnet50")]

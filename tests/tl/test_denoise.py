@@ -12,7 +12,7 @@ import torch
 from scipy import sparse
 
 import stdenoise as st
-from stdenoise.methods import Denoiser, DUSTEDConfig, MethodInfo, _registry
+from stdenoise.methods import DUSTEDConfig, Method, MethodInfo, _registry
 from stdenoise.spatial.results import Denoised
 
 CPU = torch.device("cpu")
@@ -447,7 +447,7 @@ def test_libraries_without_edges_between_them_do_not_mix_in_the_first_step(irreg
 # Methods of other packages
 
 
-class Shrink(Denoiser):
+class Shrink(Method):
     """Half of the log-normalised values; needs no graph."""
 
     info: ClassVar[MethodInfo] = MethodInfo(

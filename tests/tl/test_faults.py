@@ -34,7 +34,7 @@ adata = anndata.read_h5ad("in.h5ad")
 print("started", flush=True)
 st.tl.denoise(
     adata, schedule=sys.argv[1], n_epochs=8, batch_size=20, n_hidden=8, n_latent=3, gate_reduction=4, lr=1e-2,
-    checkpoint="run.pt", checkpoint_minutes=0, resume=True, out="out.h5ad",
+    checkpoint=st.Checkpoint("run.pt", minutes=0, resume=True), out="out.h5ad",
 )
 """
 

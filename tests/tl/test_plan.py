@@ -9,7 +9,7 @@ from hypothesis import strategies as some
 
 import stdenoise as st
 from stdenoise.methods import DCA, DUSTED, STAGATE
-from stdenoise.tl import _fit
+from stdenoise.tl import _open_run
 from stdenoise.tl import _plan as _plan
 from stdenoise.tl._plan import Plan, Size, announce, make_plan
 
@@ -160,7 +160,7 @@ def test_a_refusal_names_the_numbers(free, denoiser):
     )
     parts = [float(part.split()[-1]) for part in match[2].split(" + ")]
     assert float(match[1]) == pytest.approx(sum(parts), abs=0.01 * len(parts))
-    assert "give more with memory=, or fewer genes" in message
+    assert "give more memory, or fewer genes" in message
     assert "\n" not in message
 
 
@@ -271,9 +271,7 @@ def test_a_gpu_that_is_too_small_is_refused(free):
     free(400, 0.1)
     # The disk is of no help to it.
     for may_stream in (False, True):
-        with pytest.raises(
-            MemoryError, match=r"GB on cuda .* may use 0\.06 GB; give more with memory=, or fewer genes\.$"
-        ):
+        with pytest.raises(MemoryError, match=r"GB on cuda .* may use 0\.06 GB; give more memory, or fewer genes\.$"):
             plan(device=GPU, may_stream=may_stream)
 
 
@@ -303,12 +301,12 @@ def section():
 def test_the_least_memory_gives_the_result_of_much_memory(section, caplog, name):
     method, params = RUNS[name]
     denoiser = {"dusted": DUSTED, "stagate": STAGATE}[method](**params)
-    whole = st.tl.denoise(section, method, memory=100, copy=True, **params)
+    whole = st.tl.denoise(section, method, compute=st.Compute(memory=100), copy=True, **params)
     size = Size(*section.shape, section.X.nnz)
     n_arrays = len(set(denoiser.info.writes) - {"latent"})
     least = least_memory(denoiser, size, may_stream=False, n_arrays=n_arrays)
     with caplog.at_level(logging.INFO, logger="stdenoise"):
-        tight = st.tl.denoise(section, method, memory=least, copy=True, **params)
+        tight = st.tl.denoise(section, method, compute=st.Compute(memory=least), copy=True, **params)
     (line,) = [message for message in caplog.messages if message.startswith("plan")]
     assert int(re.search(r"plan: (\d+) spots at a time", line)[1]) < 100
     for key, value in whole.layers.items():
@@ -337,7 +335,7 @@ def test_the_plan_counts_the_arrays_that_are_written(section, monkeypatch, metho
     def plan(*_, n_arrays, **__):
         raise MemoryError(n_arrays)
 
-    monkeypatch.setattr(_fit, "make_plan", plan)
+    monkeypatch.setattr(_open_run, "make_plan", plan)
     with pytest.raises(MemoryError) as caught:
         st.tl.denoise(section, method, arrays=arrays, **params)
     assert caught.value.args == (n_arrays,)
@@ -346,7 +344,7 @@ def test_the_plan_counts_the_arrays_that_are_written(section, monkeypatch, metho
 def test_a_section_that_does_not_fit_is_refused_before_any_work(section, monkeypatch):
     monkeypatch.setattr(DUSTED, "train", lambda *_: pytest.fail("work was done"))
     with pytest.raises(MemoryError, match="dusted on 400 spots x 12 genes needs about"):
-        st.tl.denoise(section, memory="100 MB")
+        st.tl.denoise(section, compute=st.Compute(memory="100 MB"))
     assert "dusted" not in section.uns
 
 

@@ -20,11 +20,13 @@ from scipy import sparse
 
 import stdenoise as st
 from stdenoise import __main__ as cli
-from stdenoise._io import rows as _stream
-from stdenoise.methods import DUSTED
+from stdenoise._io import rows, sink
+from stdenoise._io import section as sections
+from stdenoise._io.section import open_section
+from stdenoise.methods import DCA, DUSTED
+from stdenoise.methods._registry import inputs_of
 from stdenoise.methods.dusted.module import DUSTEDModule
-from stdenoise.spatial.spots import Context
-from stdenoise.tl import _fit, _streamed
+from stdenoise.tl import _open_run
 from stdenoise.tl._plan import Plan, Size, make_plan
 
 pytestmark = [
@@ -70,8 +72,8 @@ def on_disk(section, tmp_path_factory):
 def network(section, tmp_path_factory):
     """A trained network of the section."""
     path = tmp_path_factory.mktemp("network") / "network.pt"
-    st.tl.denoise(section, copy=True, save_model=path, **{**FAST, "n_epochs": 20})
-    return path
+    st.tl.train(section, **{**FAST, "n_epochs": 20}).save(path)
+    return st.methods.load(path)
 
 
 @pytest.fixture
@@ -81,7 +83,7 @@ def patches(monkeypatch):
     def plan(*_, may_stream, **__):
         return Plan(70, may_stream, torch.device("cpu"), {}, 1.0)
 
-    monkeypatch.setattr(_fit, "make_plan", plan)
+    monkeypatch.setattr(_open_run, "make_plan", plan)
 
 
 @pytest.fixture
@@ -188,18 +190,17 @@ def test_from_disk_to_disk_is_the_result_in_memory(
 
 def test_the_fast_schedule(section, on_disk, tmp_path, patches):
     # Held-out molecules are drawn spot by spot: the same ones in the same order of spots.
-    context = _fit._context(section, _Request(), torch.device("cpu"))
-    order = _streamed.spatial_order(context, N_SPOTS)
+    order = opened(section).order
     whole = st.tl.denoise(section[order].copy(), copy=True, schedule="fast", **FAST)
     after = stream(on_disk / "in.zarr", tmp_path / "out.zarr", schedule="fast", **FAST)
     assert_close(after[order], whole)
     assert "validation_loss" in whole.uns["dusted"]["history"]
 
 
-class _Request:
-    """What the front door is asked for."""
-
-    keys = {"graph_key": "spatial", "library_key": None, "spatial_key": "spatial", "features_key": None}
+def opened(section, method=None, **changed):
+    """Open the front door, as for DUSTED."""
+    keys = {"graph_key": "spatial", "library_key": None, "spatial_key": "spatial", "features_key": None, **changed}
+    return open_section(section, inputs_of([method or DUSTED()]), layer=None, genes=None, **keys)
 
 
 def test_dca(section, on_disk, tmp_path, patches):
@@ -266,9 +267,9 @@ import sys
 sys.modules["dask"] = None
 import stdenoise as st
 from stdenoise.tl._plan import Plan
-from stdenoise.tl import _fit
+from stdenoise.tl import _open_run
 import torch
-_fit.make_plan = lambda *_, **__: Plan(70, True, torch.device("cpu"), {{}}, 1.0)
+_open_run.make_plan = lambda *_, **__: Plan(70, True, torch.device("cpu"), {{}}, 1.0)
 st.tl.denoise({str(on_disk / "in.zarr")!r}, out={str(tmp_path / "out.zarr")!r}, progress=False, **{PAPER!r})
 assert not [name for name in sys.modules if name.startswith("dask.")]
 """
@@ -384,8 +385,8 @@ def test_a_graph_that_the_command_line_builds_is_written(section, tmp_path, run,
 @pytest.mark.parametrize("arrays", [[], ["dropout", "latent"]], ids=str)
 def test_chosen_arrays(section, on_disk, tmp_path, patches, network, arrays):
     wanted = {"dusted_mean", *(f"dusted_{name}" for name in arrays if name != "latent")}
-    streamed = stream(on_disk / "in.zarr", tmp_path / "out.zarr", model=network, arrays=arrays)
-    memory = st.tl.denoise(section, model=network, arrays=arrays, copy=True)
+    streamed = stream(on_disk / "in.zarr", tmp_path / "out.zarr", network, arrays=arrays)
+    memory = st.tl.denoise(section, network, arrays=arrays, copy=True)
     for adata in (streamed, memory):
         assert {name for name in adata.layers if name.startswith("dusted")} == wanted
         assert ("X_dusted" in adata.obsm) == ("latent" in arrays)
@@ -394,9 +395,9 @@ def test_chosen_arrays(section, on_disk, tmp_path, patches, network, arrays):
 
 
 def test_half_precision(section, on_disk, tmp_path, patches, network):
-    single = st.tl.denoise(section, model=network, copy=True)
-    streamed = stream(on_disk / "in.zarr", tmp_path / "out.zarr", model=network, dtype="float16")
-    for half in (st.tl.denoise(section, model=network, dtype="float16", copy=True), streamed):
+    single = st.tl.denoise(section, network, copy=True)
+    streamed = stream(on_disk / "in.zarr", tmp_path / "out.zarr", network, dtype="float16")
+    for half in (st.tl.denoise(section, network, dtype="float16", copy=True), streamed):
         for name in ("dusted_mean", "dusted_dispersion", "dusted_dropout"):
             assert half.layers[name].dtype == np.float16
             np.testing.assert_allclose(half.layers[name], single.layers[name], rtol=2e-3, atol=1e-6)
@@ -435,8 +436,8 @@ def test_some_genes(section, on_disk, tmp_path, patches, rest_is_kept, dtype):
 def test_a_model_with_genes_in_another_order(section, tmp_path, patches, network):
     other = section[:, np.random.default_rng(1).permutation(N_GENES)].copy()
     other.write_zarr(tmp_path / "in.zarr")
-    after = stream(tmp_path / "in.zarr", tmp_path / "out.zarr", model=network)
-    whole = st.tl.denoise(section, model=network, copy=True)
+    after = stream(tmp_path / "in.zarr", tmp_path / "out.zarr", network)
+    whole = st.tl.denoise(section, network, copy=True)
     assert_close(after[:, section.var_names], whole)
 
 
@@ -446,8 +447,8 @@ def test_an_earlier_result_is_replaced_as_a_whole(section, tmp_path, patches, ne
     earlier.layers["dusted_kept"] = section.X.copy()
     st.tl.denoise(earlier, "gene_mean", key_added="other")
     earlier.write_zarr(source)
-    after = stream(source, out, model=network)
-    whole = st.tl.denoise(section, model=network, copy=True)
+    after = stream(source, out, network)
+    whole = st.tl.denoise(section, network, copy=True)
     assert_close(after, whole)
     assert {name for name in after.obsm if "dusted" in name} == {"X_dusted"}
     assert "dusted_modelled" not in after.var
@@ -478,7 +479,7 @@ def test_what_is_at_the_target_is_replaced(on_disk, tmp_path, patches, network):
     # What a killed run has left.
     (tmp_path / ".out.zarr-scratch").mkdir()
     (tmp_path / ".out.zarr-scratch" / "counts.json").write_text("{}")
-    assert stream(on_disk / "in.zarr", out, model=network).shape == (N_SPOTS, N_GENES)
+    assert stream(on_disk / "in.zarr", out, network).shape == (N_SPOTS, N_GENES)
     assert [path.name for path in tmp_path.iterdir()] == ["out.zarr"]
 
 
@@ -496,7 +497,7 @@ def failing(on_disk, tmp_path, patches, network):
         names, before = {path.name for path in tmp_path.iterdir()}, digest(source) | digest(out)
         with pytest.raises(error, match=message) as caught:
             st.tl.denoise(
-                read_lazy(source), out=out, **(params if "schedule" in params else {"model": network, **params})
+                read_lazy(source), out=out, **(params if "schedule" in params else {"method": network, **params})
             )
         assert {path.name for path in tmp_path.iterdir()} == names
         assert digest(source) | digest(out) == before
@@ -546,13 +547,13 @@ def test_counts_that_are_none(section, tmp_path, failing):
 
 @pytest.mark.parametrize("n_calls", [0, 3])
 def test_a_disk_that_is_full_when_rows_are_written(failing, monkeypatch, n_calls):
-    monkeypatch.setattr(_stream, "_write_at", after_calls(_stream._write_at, n_calls, full_disk))
+    monkeypatch.setattr(rows, "_write_at", after_calls(rows._write_at, n_calls, full_disk))
     error = failing(OSError, None)
     assert error.errno == errno.ENOSPC
 
 
 def test_a_disk_that_is_too_small_for_the_rows(failing, monkeypatch):
-    monkeypatch.setattr(_stream, "allocate", after_calls(_stream.allocate, 2, full_disk))
+    monkeypatch.setattr(rows, "allocate", after_calls(rows.allocate, 2, full_disk))
     error = failing(OSError, r"\d+\.\d\d GB are needed, and \d+\.\d\d GB are free on the disk of")
     assert error.errno == errno.ENOSPC
 
@@ -568,7 +569,8 @@ def test_a_disk_that_is_too_small_for_the_rows(failing, monkeypatch):
 )
 def test_a_fault_between_the_parts(failing, monkeypatch, what, fault):
     calls = {"write_elements": 1}.get(what, 0)
-    monkeypatch.setattr(_streamed, what, after_calls(getattr(_streamed, what), calls, fault))
+    module = sections if what == "sort_counts" else sink
+    monkeypatch.setattr(module, what, after_calls(getattr(module, what), calls, fault))
     failing(BaseException, None)
 
 
@@ -593,7 +595,7 @@ def test_a_disk_that_is_full_when_the_zarr_is_written(failing, monkeypatch, para
 
 
 def test_a_disk_that_is_full_when_the_section_is_copied(failing, monkeypatch):
-    from stdenoise._io.section import Source
+    from stdenoise._io.source import Source
 
     def half(self, path):
         path.mkdir()
@@ -610,14 +612,15 @@ def test_an_interrupt_during_prediction(failing, monkeypatch):
 
 
 def test_an_interrupt_during_training_and_on_from_there(on_disk, tmp_path, failing, monkeypatch):
-    params = {**PAPER, "batch_size": 100, "checkpoint_minutes": 0.0, "resume": True}
-    whole = stream(on_disk / "in.zarr", tmp_path / "whole.zarr", checkpoint=tmp_path / "whole.pt", **params)
+    params = {**PAPER, "batch_size": 100}
+    saved = st.Checkpoint(tmp_path / "whole.pt", minutes=0.0, resume=True)
+    whole = stream(on_disk / "in.zarr", tmp_path / "whole.zarr", checkpoint=saved, **params)
     checkpoint = tmp_path / "run.pt"
     checkpoint.touch()
     loss = DUSTEDModule.loss
     with monkeypatch.context() as patch:
         patch.setattr(DUSTEDModule, "loss", after_calls(loss, 10, interrupted))
-        failing(KeyboardInterrupt, None, **{**params, "checkpoint": checkpoint, "resume": False})
+        failing(KeyboardInterrupt, None, checkpoint=st.Checkpoint(checkpoint, minutes=0.0), **params)
     n_losses = 0
 
     def count(*args):
@@ -626,7 +629,8 @@ def test_an_interrupt_during_training_and_on_from_there(on_disk, tmp_path, faili
         return loss(*args)
 
     monkeypatch.setattr(DUSTEDModule, "loss", count)
-    after = stream(on_disk / "in.zarr", tmp_path / "after.zarr", checkpoint=checkpoint, **params)
+    saved = st.Checkpoint(checkpoint, minutes=0.0, resume=True)
+    after = stream(on_disk / "in.zarr", tmp_path / "after.zarr", checkpoint=saved, **params)
     for name in ARRAYS:
         np.testing.assert_array_equal(after.layers[f"dusted_{name}"], whole.layers[f"dusted_{name}"])
     # 3 epochs of 3 steps on 2 patches each; most of it was not done twice.
@@ -712,7 +716,7 @@ def test_libraries_do_not_leak(section, tmp_path, patches, network):
     for name, adata in (("one", section), ("other", other)):
         adata.write_zarr(tmp_path / f"{name}.zarr")
         out = tmp_path / f"{name}_out.zarr"
-        results.append(stream(tmp_path / f"{name}.zarr", out, model=network, library_key="library"))
+        results.append(stream(tmp_path / f"{name}.zarr", out, network, library_key="library"))
     for name in ("dusted_mean", "dusted_dispersion", "dusted_dropout"):
         one, two = (adata.layers[name] for adata in results)
         np.testing.assert_array_equal(one[left], two[left])
@@ -738,7 +742,7 @@ def test_a_library_of_twice_the_depth_has_twice_the_means(section, tmp_path, pat
     for name, adata in (("one", section), ("deep", deep)):
         adata.write_zarr(tmp_path / f"{name}.zarr")
         out = tmp_path / f"{name}_out.zarr"
-        results.append(stream(tmp_path / f"{name}.zarr", out, model=network, library_key="library"))
+        results.append(stream(tmp_path / f"{name}.zarr", out, network, library_key="library"))
     one, twice = (adata.layers["dusted_mean"] for adata in results)
     np.testing.assert_allclose(twice, factors * one, rtol=1e-4)
     for name in ("dusted_dispersion", "dusted_dropout"):
@@ -747,42 +751,42 @@ def test_a_library_of_twice_the_depth_has_twice_the_means(section, tmp_path, pat
 
 
 def test_spots_are_sorted_by_library_and_place(section, monkeypatch):
-    monkeypatch.setattr(_streamed, "_LEAF", 16)
+    monkeypatch.setattr(sections, "_LEAF", 16)
     places = section.obsm["spatial"]
     libraries = section.obs["library"].cat.codes.to_numpy()
-    context = Context(coordinates=torch.tensor(places), libraries=torch.tensor(libraries))
-    order = _streamed.spatial_order(context, N_SPOTS)
+    order = opened(section, library_key="library").order
     assert sorted(order) == list(range(N_SPOTS))
     assert np.count_nonzero(np.diff(libraries[order])) == 1
     near = np.linalg.norm(np.diff(places[order], axis=0), axis=1)
     far = np.linalg.norm(np.diff(places, axis=0), axis=1)
     assert np.median(near) < 0.25 * np.median(far)
     # Without places, by the graph; without a graph, as they are.
-    graph = _fit._context(section, _Request(), torch.device("cpu")).graph
-    by_graph = _streamed.spatial_order(Context(graph=graph), N_SPOTS)
+    bare = section.copy()
+    del bare.obsm["spatial"]
+    by_graph = opened(bare).order
     assert sorted(by_graph) == list(range(N_SPOTS))
     assert np.median(np.linalg.norm(np.diff(places[by_graph], axis=0), axis=1)) < 0.5 * np.median(far)
-    np.testing.assert_array_equal(_streamed.spatial_order(Context(), 5), np.arange(5))
+    np.testing.assert_array_equal(opened(bare, DCA()).order, np.arange(N_SPOTS))
 
 
 def test_the_scratch_folder_is_beside_the_target(on_disk, tmp_path, patches, monkeypatch, network):
     seen = {}
-    write = _streamed.write_streamed
+    close = sink.Rows.close
 
-    def look(*args, folder, **kwargs):
-        seen["names"] = sorted(path.name for path in folder.iterdir())
-        seen["folder"] = folder
-        return write(*args, folder=folder, **kwargs)
+    def look(self, report):
+        seen["folder"] = self._folder
+        seen["names"] = sorted(path.name for path in self._folder.iterdir() if path.suffix != ".rows")
+        return close(self, report)
 
-    monkeypatch.setattr(_streamed, "write_streamed", look)
-    stream(on_disk / "in.zarr", tmp_path / "out.zarr", model=network)
+    monkeypatch.setattr(sink.Rows, "close", look)
+    stream(on_disk / "in.zarr", tmp_path / "out.zarr", network)
     assert seen["folder"] == tmp_path / ".out.zarr-scratch"
-    assert seen["names"] == ["col", "counts.json", "crow", "total", "values"]
+    assert {"col", "counts.json", "crow", "total", "values"} <= set(seen["names"])
 
 
 def test_processes_that_this_one_would_start_are_refused(hexagonal, tmp_path, monkeypatch):
     hexagonal.write_zarr(tmp_path / "in.zarr")
     lazy = ad.experimental.read_lazy(tmp_path / "in.zarr")
     with pytest.raises(ValueError, match="devices=2 does not go with counts that stay on disk; start .* with torchrun"):
-        st.tl.denoise(lazy, devices=2, out=tmp_path / "out.zarr", **SMALL)
+        st.tl.denoise(lazy, compute=st.Compute(devices=2), out=tmp_path / "out.zarr", **SMALL)
     assert not (tmp_path / "out.zarr").exists()

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 import stdenoise as st
-from stdenoise.methods import DCA, DUSTED, STAGATE
-from stdenoise.methods._base import Model
+from stdenoise.methods import DUSTED, STAGATE
+from stdenoise.methods._network import Model
 from stdenoise.spatial.results import collect
 from stdenoise.train import loop
 from stdenoise.train.devices import join
@@ -167,37 +167,24 @@ def test_two_processes_give_the_result_of_one(spots, two_processes, name):
 
 def test_one_argument_is_enough(section, tmp_path):
     one = st.tl.denoise(section, copy=True, **PAPER)
-    files = {"save_model": tmp_path / "network.pt", "checkpoint": tmp_path / "run.pt"}
-    two = st.tl.denoise(section, copy=True, devices=2, **files, **PAPER)
+    path, how = tmp_path / "run.pt", st.Compute(devices=2)
+    two = st.tl.denoise(section, copy=True, compute=how, checkpoint=path, **PAPER)
     for name in ("mean", "dispersion", "dropout"):
         values = one.layers[f"dusted_{name}"]
         np.testing.assert_allclose(two.layers[f"dusted_{name}"], values, rtol=1e-5, atol=1e-5 * values.max())
     np.testing.assert_allclose(two.uns["dusted"]["history"]["loss"], one.uns["dusted"]["history"]["loss"], rtol=1e-5)
-    again = st.tl.denoise(section, copy=True, model=files["save_model"])
+    again = st.tl.denoise(section, st.tl.train(section, compute=how, **PAPER), copy=True)
     np.testing.assert_array_equal(again.layers["dusted_mean"], two.layers["dusted_mean"])
     # The training is over: nothing is left to be done.
-    resumed = st.tl.denoise(section, copy=True, checkpoint=files["checkpoint"], resume=True, **PAPER)
+    resumed = st.tl.denoise(section, copy=True, checkpoint=st.Checkpoint(path, resume=True), **PAPER)
     np.testing.assert_array_equal(resumed.layers["dusted_mean"], two.layers["dusted_mean"])
-    assert {path.name for path in tmp_path.iterdir()} == {"network.pt", "run.pt"}
-
-
-class NoFabric:
-    """Fabric of the first of two processes, as far as a method looks at it before it trains."""
-
-    global_rank, world_size, device = 0, 2, CPU
-
-
-def test_dca_cannot_share_its_batches(spots):
-    with pytest.raises(ValueError, match="dca normalises over the spots of a batch.*use devices=1"):
-        DCA(n_epochs=1).train(spots, Run(fabric=NoFabric()))
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_process_that_fails_says_why(section):
-    with pytest.raises(
-        ChildProcessError, match="has failed: ValueError: dca normalises over the spots of a batch.*use devices=1"
-    ):
-        st.tl.denoise(section, "dca", devices=2, n_epochs=1)
-    assert "dca" not in section.uns
+    with pytest.raises(ChildProcessError, match="has failed: FloatingPointError: dusted: the loss is"):
+        st.tl.denoise(section, compute=st.Compute(devices=2), **{**PAPER, "lr": 1e30, "n_epochs": 6})
+    assert "dusted" not in section.uns
 
 
 @pytest.mark.parametrize(
@@ -205,12 +192,12 @@ def test_a_process_that_fails_says_why(section):
 )
 def test_numbers_of_devices(section, devices, error):
     with pytest.raises(error, match="devices"):
-        st.tl.denoise(section, devices=devices, **PAPER)
+        st.tl.denoise(section, compute=st.Compute(devices=devices), **PAPER)
 
 
 def test_methods_without_a_network(section):
-    with pytest.raises(TypeError, match=r"\['devices'\] do not apply to gene_mean"):
-        st.tl.denoise(section, "gene_mean", devices=2)
+    with pytest.raises(TypeError, match=r"\['devices'\] have no effect for gene_mean"):
+        st.tl.denoise(section, "gene_mean", compute=st.Compute(devices=2))
 
 
 def test_a_process_on_its_own_joins_nothing(monkeypatch):
@@ -365,7 +352,7 @@ def assert_goes_on(section, folder):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop._Training, "resume", look)
-        resumed = st.tl.denoise(section, copy=True, checkpoint=folder / "run.pt", resume=True, **LONG)
+        resumed = st.tl.denoise(section, copy=True, checkpoint=st.Checkpoint(folder / "run.pt", resume=True), **LONG)
     assert (0, 0) < before[0] < (LONG["n_epochs"] - 100, 0)
     whole = st.tl.denoise(section, copy=True, **LONG)
     ours, theirs = (adata.uns["dusted"]["history"]["loss"] for adata in (resumed, whole))

@@ -6,6 +6,7 @@ import difflib
 import logging
 import math
 from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import numpy as np
@@ -34,6 +35,12 @@ def check_choice(name: str, value: Any, choices: Collection[Any]) -> None:
         raise ValueError(f"{name}={value!r} is not valid; choose from {list(choices)}.{hint}")
 
 
+def check_bool(name: str, value: Any) -> None:
+    """Raise unless the value is `True` or `False`; 1 is neither."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, not {value!r}.")
+
+
 def check_number(
     name: str,
     value: Any,
@@ -54,6 +61,13 @@ def check_number(
         or (above is not None and value <= above)
     ):
         raise ValueError(f"{name} must be {wanted}, not {value!r}.")
+
+
+def check_folder(name: str, path: Path) -> None:
+    """Raise unless the folder of a file is there."""
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{name}={str(path)!r}: there is no folder {str(folder)!r}.")
 
 
 def check_name(argument: str, value: Any) -> None:

@@ -31,43 +31,23 @@ class GraphKeys:
         return f"{self.key}_neighbors"
 
 
-@dataclass(frozen=True)
 class ResultKeys:
-    """Keys of a denoised result."""
+    """Keys of a denoised result.
 
-    key: str
+    Parameters
+    ----------
+    key
+        Prefix of the result, such as `"dusted"`.
+    """
 
-    @property
-    def mean(self) -> str:
-        """Key in `layers` (all genes) or `obsm` (a gene subset)."""
-        return f"{self.key}_mean"
-
-    @property
-    def dispersion(self) -> str:
-        """Key in `layers` or `obsm`."""
-        return f"{self.key}_dispersion"
-
-    @property
-    def dropout(self) -> str:
-        """Key in `layers` or `obsm`."""
-        return f"{self.key}_dropout"
-
-    @property
-    def latent(self) -> str:
-        """Key in `obsm`."""
-        return f"X_{self.key}"
-
-    @property
-    def attention(self) -> str:
-        """Key in `obsp`."""
-        return f"{self.key}_attention"
-
-    @property
-    def modelled(self) -> str:
-        """Key in `var`: whether a gene was modelled (gene subsets only)."""
-        return f"{self.key}_modelled"
-
-    @property
-    def uns(self) -> str:
-        """Key in `uns`: provenance and history."""
-        return self.key
+    def __init__(self, key: str) -> None:
+        self.mean, self.dispersion, self.dropout = f"{key}_mean", f"{key}_dispersion", f"{key}_dropout"
+        """In `layers` (all genes) or `obsm` (a gene subset)."""
+        self.latent = f"X_{key}"
+        """In `obsm`."""
+        self.attention = f"{key}_attention"
+        """In `obsp`."""
+        self.modelled = f"{key}_modelled"
+        """In `var`: whether a gene was modelled (gene subsets only)."""
+        self.uns = key
+        """In `uns`: provenance and history."""

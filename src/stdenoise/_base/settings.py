@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any
 
-from stdenoise._base.checks import near_match
+from stdenoise._base.checks import check_bool, near_match
+from stdenoise._base.compute import Compute
 
 
 @dataclass
@@ -21,6 +22,10 @@ class Settings:
         Where tensors live: `"auto"` (a CUDA device when there is one, else the CPU) or any torch device string.
     progress
         Show progress bars: `True`, `False`, or `None` for only on a terminal.
+    compute
+        Memory, devices and threads.
+    check_counts
+        Refuse fractional and log-transformed values as raw counts. With `False` `stdenoise.tl.denoise` takes fractional values as they are.
 
     Examples
     --------
@@ -32,6 +37,8 @@ class Settings:
 
     device: str = "auto"
     progress: bool | None = None
+    compute: Compute = Compute()
+    check_counts: bool = True
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Accept only known settings of the right type."""
@@ -42,6 +49,10 @@ class Settings:
             raise TypeError(f"device must be a string such as 'auto', 'cpu' or 'cuda', not {value!r}.")
         if name == "progress":
             _check_progress(value)
+        if name == "compute" and not isinstance(value, Compute):
+            raise TypeError(f"compute must be a stdenoise.Compute, not {value!r}.")
+        if name == "check_counts":
+            check_bool(name, value)
         object.__setattr__(self, name, value)
 
     @contextmanager

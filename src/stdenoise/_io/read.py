@@ -147,7 +147,7 @@ def check_counts(values: np.ndarray, *, where: str, allow_fractions: bool) -> No
     if fraction.any():
         advice = (
             "Pass the layer with raw counts (layer=...); "
-            "st.tl.denoise takes the values as they are with check_counts=False."
+            "st.tl.denoise takes the values as they are with st.settings.check_counts = False."
         )
         example = f"{fraction.sum()} of {values.size} non-zero values are fractional, such as {values[fraction][0]:g}"
         # No count of a spot reaches e^16 (9 million), while few raw maxima stay below 16.
@@ -316,34 +316,3 @@ def keys_to_read(
 
 def _place(what: str, key: str) -> str:
     return GraphKeys(key).connectivities if what == "graph" else key
-
-
-def read_parts(
-    adata: AnnData,
-    inputs: Inputs,
-    *,
-    layer: str | None,
-    genes: str | Sequence[str] | None,
-    graph_key: str,
-    library_key: str | None,
-    spatial_key: str,
-    features_key: str | None,
-    device: torch.device,
-) -> tuple[sparse.csr_matrix, tuple[str, ...], np.ndarray | None, Context]:
-    """Read whole counts of all genes, their names, the columns to model and what surrounds the spots, or raise."""
-    check_anndata(adata)
-    check_unique_genes(adata)
-    keys = keys_to_read(
-        adata,
-        inputs,
-        graph_key=graph_key,
-        library_key=library_key,
-        spatial_key=spatial_key,
-        features_key=features_key,
-    )
-    positions = select_genes(adata, genes)
-    counts = read_counts(adata, layer)
-    if not counts.has_canonical_format:
-        counts = counts.copy()
-        counts.sum_duplicates()
-    return counts, tuple(map(str, adata.var_names)), positions, read_context(adata, **keys, device=device)

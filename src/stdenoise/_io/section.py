@@ -1,383 +1,253 @@
-"""Counts that need not fit in memory: read by blocks of rows from a file or from an AnnData that was opened lazily."""
+"""The opened front door: a section in memory, opened lazily or on disk, with what is read of it, checked once."""
 
 from __future__ import annotations
 
-import os
-import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
-import anndata
 import numpy as np
-import zarr
+import torch
 from anndata import AnnData
-from anndata.abc import CSCDataset, CSRDataset
-from anndata.io import read_elem, write_elem
 from scipy import sparse
 
-from stdenoise._base.checks import lookup
-from stdenoise._base.files import check_readable
-from stdenoise._io.disk import consolidate, read
+from stdenoise._base import keys as _keys
+from stdenoise._base.checks import near_match
+from stdenoise._base.inputs import Inputs
+from stdenoise._base.keys import GraphKeys
+from stdenoise._io import disk
+from stdenoise._io.build_graph import build_graph
+from stdenoise._io.read import (
+    check_anndata,
+    check_counts,
+    check_unique_genes,
+    keys_to_read,
+    read_context,
+    read_counts,
+    select_genes,
+)
+from stdenoise._io.sorted import open_sorted, sort_counts
+from stdenoise._io.source import Source, open_source
+from stdenoise.spatial.spots import Context, Spots, assemble_spots, make_spots
+from stdenoise.spatial.tiles import order_by_graph, partition
 
-_SMALL = ("obs", "var", "obsm", "varm", "obsp", "varp", "uns")
-_CHUNK = 2**20
-"""Entries of a chunk of an array that is copied to zarr."""
+# Spots that lie together on the disk, at least: a tile is then a few pieces of the file.
+_LEAF = 256
 
 
 @dataclass(frozen=True)
-class _Csr:
-    """A CSR matrix whose entries may be on disk."""
-
-    data: Any
-    indices: Any
-    indptr: np.ndarray
-    shape: tuple[int, int]
-    incomplete: bool = False
-    """Whether zarr has no file for some chunks, and thus gives zeros: they are lost, or were nothing but zeros."""
-
-
-@dataclass(frozen=True)
-class Source:
-    """Raw counts where they are, and all else in memory.
+class Section:
+    """Raw counts and what surrounds the spots, wherever they are.
 
     Parameters
     ----------
-    light
-        `obs`, `var`, `obsm`, `varm`, `obsp`, `varp` and `uns` of the data, in memory; without `X` and layers. It may share them with the
-        data.
-    where
-        Name of the counts, for messages.
-    data
-        What was opened.
+    table
+        The AnnData where it is in memory, else all of it but `X` and layers.
+    source
+        Where the counts are read from; `None` where `table` has them.
     layer
         Layer of the counts; `None` for `X`.
+    keys
+        Keys of what is read; `None` for what is not.
+    positions
+        Columns to model, in the order of the model; `None` for all.
+    is_choice
+        Whether the modelled genes are a choice of genes, which may hold all of them, rather than all of them in some order.
+    stays
+        Whether the counts have to stay where they are: whoever opened an AnnData lazily had a reason.
+    allow_fractions
+        Take fractional counts as they are.
     """
 
-    light: AnnData
-    where: str
-    data: Path | AnnData
+    table: AnnData
+    source: Source | None
     layer: str | None
+    keys: Mapping[str, str | None]
+    positions: np.ndarray | None
+    is_choice: bool
+    stays: bool
+    allow_fractions: bool
 
-    def row_blocks(self, entries: int = 2**24) -> Iterator[tuple[int, sparse.csr_matrix]]:
-        """Read the counts of all genes from the first spot to the last.
+    @cached_property
+    def adata(self) -> AnnData:
+        """All of it in memory."""
+        return self.table if self.source is None else self.source.load()
 
-        Parameters
-        ----------
-        entries
-            About how many stored values a block may have. Arrays that are not sparse, and those of dask, count with all their
-            entries. A row, or a chunk of dask, is never cut.
-
-        Yields
-        ------
-        First row of a block, and its counts; not to be changed.
-
-        Raises
-        ------
-        OSError
-            A block cannot be read.
-        """
-        with _elements(self.data) as elements:
-            matrix = _counts(elements, self.layer, self.where)
-            for start, stop in _row_ranges(matrix, entries):
-                try:
-                    block = _read_rows(matrix, start, stop)
-                except Exception as error:
-                    # Each store and codec has its own kinds of errors, and none names the rows.
-                    raise OSError(f"cannot read rows {start} to {stop - 1} of {self.where}: {error}") from error
-                yield start, block
+    @cached_property
+    def on_disk(self) -> Source:
+        """The same section, of which counts are read block by block."""
+        return self.source or open_source(self.table, self.layer)
 
     @property
-    def n_counts(self) -> int:
-        """Stored values; of an array that is not sparse, all."""
-        with _elements(self.data) as elements:
-            matrix = _counts(elements, self.layer, self.where)
-            return int(matrix.data.shape[0]) if isinstance(matrix, _Csr) else int(np.prod(matrix.shape))
+    def genes(self) -> tuple[str, ...]:
+        """Names of all genes."""
+        return tuple(map(str, self.table.var_names))
 
     @property
-    def layers(self) -> list[str]:
-        """Names of the layers."""
-        with _elements(self.data) as elements:
-            return list(elements.get("layers", {}))
+    def size(self) -> tuple[int, int, int]:
+        """Spots, modelled genes, and about how many non-zero counts of these."""
+        n_spots, n_all = self.table.shape
+        if self.source is not None:
+            n_counts = self.source.n_counts
+        else:
+            matrix = self.table.X if self.layer is None else self.table.layers.get(self.layer)
+            n_counts = matrix.nnz if sparse.issparse(matrix) else n_spots * n_all
+        n_genes = n_all if self.positions is None else len(self.positions)
+        return n_spots, n_genes, max(1, n_counts * n_genes // n_all)
 
-    def load(self) -> AnnData:
-        """Read all into memory, and what was added to `light`."""
-        adata = read(self.data) if isinstance(self.data, Path) else self.data.to_memory()
-        for place, value in self.added().items():
-            holder, key = place.split("/", 1)
-            getattr(adata, holder)[key] = value
-        return adata
+    @property
+    def layers(self) -> list[str] | None:
+        """Names of its layers, where they are not in `table`."""
+        return None if self.source is None else self.source.layers
 
-    def added(self) -> dict[str, Any]:
-        """What was put into `light` since the data was opened, by place, such as `"obsp/spatial_distances"`."""
-        with _elements(self.data) as elements:
-            return {
-                f"{name}/{key}": value
-                for name in ("obsm", "varm", "obsp", "varp", "uns")
-                for key, value in getattr(self.light, name).items()
-                if key not in elements.get(name, {})
-            }
+    def record(self) -> dict[str, str]:
+        """What is read, for the record of a result; "" for what is not."""
+        return {"layer": self.layer or "X", **{name: key or "" for name, key in self.keys.items()}}
 
-    def copy_to(self, path: Path) -> None:
-        """Write all that the data has to a new `.zarr`, without loading `X` or layers.
+    def counts(self) -> sparse.csr_matrix:
+        """Raw counts of all genes, checked, in memory; may share it with the AnnData."""
+        return read_counts(self.adata, self.layer, allow_fractions=self.allow_fractions)
 
-        Parameters
-        ----------
-        path
-            Does not exist.
+    def context(self, device: torch.device) -> Context:
+        """What surrounds the spots."""
+        return read_context(self.table, **self.keys, device=device)
 
-        Raises
-        ------
-        OSError
-            The disk is full, or something cannot be read.
-        """
-        if isinstance(self.data, Path) and self.data.suffix == ".zarr":
-            _copy_folder(self.data, path)
-            return
-        group = zarr.open_group(path, mode="w-", zarr_format=anndata.settings.zarr_write_format)
-        group.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
-        for name in _SMALL:
-            value = getattr(self.light, name)
-            write_elem(group, name, value if name in ("obs", "var") else dict(value))
-        with _elements(self.data) as elements:
-            if "X" in elements:
-                _copy_element(group, "X", elements["X"])
-            _copy_elements(group, "layers", "dict", dict(elements.get("layers", {})))
-            if "raw" in elements:
-                _copy_elements(group, "raw", "raw", _raw_elements(elements["raw"]))
-        consolidate(group)
+    def spots(self, device: torch.device) -> Spots:
+        """Return what methods see, in memory."""
+        return make_spots(
+            self.counts(), self.genes, positions=self.positions, context=self.context(device), device=device
+        )
+
+    @cached_property
+    def order(self) -> np.ndarray:
+        """Order in which spots that are near each other in the tissue are near each other in the list."""
+        context = self.context(torch.device("cpu"))
+        libraries = None if context.libraries is None else context.libraries.numpy()
+        if context.coordinates is not None:
+            places = context.coordinates.numpy()
+        elif context.graph is not None:
+            places = order_by_graph(context.graph)
+        else:
+            return np.arange(self.table.n_obs)
+        return np.concatenate(partition(places, _LEAF, libraries=libraries))
+
+    def sort(self, folder: Path) -> None:
+        """Sort the counts by `order` into a folder."""
+        source = self.on_disk
+        sort_counts(
+            source.row_blocks,
+            order=self.order,
+            positions=self.positions,
+            n_genes=self.table.n_vars,
+            folder=folder,
+            check=lambda values: check_counts(values, where=source.where, allow_fractions=self.allow_fractions),
+        )
+
+    def sorted_spots(self, folder: Path) -> Spots:
+        """Return what methods see, in sorted order, with counts mapped from a folder."""
+        counts = open_sorted(folder)
+        names = self.genes if self.positions is None else tuple(self.genes[i] for i in self.positions)
+        context = self.context(torch.device("cpu")).permuted(self.order)
+        return assemble_spots(counts.counts, counts.total, names, context)
 
 
-def open_source(data: Path | AnnData, layer: str | None) -> Source:
-    """Open counts without loading them.
+def open_section(
+    data: AnnData | Path | Source,
+    inputs: Inputs,
+    *,
+    layer: str | None,
+    genes: str | Sequence[str] | None,
+    graph_key: str,
+    library_key: str | None,
+    spatial_key: str,
+    features_key: str | None,
+    model_genes: Sequence[str] | None = None,
+    may_stay: bool = False,
+    allow_fractions: bool = False,
+) -> Section:
+    """Open a section, and check what will be read of it.
 
     Parameters
     ----------
     data
-        A `.zarr` folder or `.h5ad` file, or an AnnData: in memory, backed, with dask arrays, or from
-        `anndata.experimental.read_lazy`.
-    layer
-        Layer of the counts; `None` for `X`.
+        An AnnData, in memory or not, or the path of one. Of a file without a spatial graph, one is built where it is needed.
+    inputs
+        What the methods read.
+    layer, genes, graph_key, library_key, spatial_key, features_key
+        As given to a function.
+    model_genes
+        Genes of a trained network, found by name, instead of `genes`.
+    may_stay
+        Whether the counts may stay where they are; a path is loaded otherwise.
+    allow_fractions
+        Take fractional counts as they are.
 
     Raises
     ------
-    ValueError
-        There is no `X`, or the counts are stored by columns, so that rows cannot be read on their own.
-    TypeError, KeyError, OSError
-        It is something else; there is no such layer; the file is not there or cannot be read.
+    ValueError, KeyError, TypeError
+        Something is not valid, or a key names nothing or has no effect.
+    OSError
+        A file cannot be read.
     """
-    where = "X" if layer is None else f"layers[{layer!r}]"
     if isinstance(data, Path):
-        check_readable(data)
-        where = f"{where} of {str(data)!r}"
-        try:
-            with _elements(data) as elements:
-                light = AnnData(**{name: read_elem(elements[name]) for name in _SMALL if name in elements})
-        except Exception as error:
-            # h5py, zarr and anndata raise many kinds, few of which name the file.
-            raise OSError(f"cannot read {str(data)!r}: {error}") from error
-    elif isinstance(data, AnnData):
-        where = f"adata.{where}"
-        if data.isbacked and data.is_view:
-            raise ValueError("adata is a view of a backed AnnData; load it first: adata = adata.to_memory().")
-        tables = {name: getattr(data, name) for name in ("obs", "var")}
-        light = AnnData(**tables, **{name: dict(getattr(data, name)) for name in _SMALL[2:]}).to_memory()
+        data = open_source(data, layer) if may_stay else disk.read(data)
+        table = data.light if isinstance(data, Source) else data
+        # A key of the user's own is that of a graph there is.
+        is_missing = graph_key == _keys.SPATIAL and GraphKeys(graph_key).connectivities not in table.obsp
+        if is_missing and "graph" in inputs.needed:
+            build_graph(table, library_key=library_key, spatial_key=spatial_key, key_added=graph_key)
+            if "coordinates" not in inputs.read:
+                spatial_key = _keys.SPATIAL
+    source = data if isinstance(data, Source) else None
+    table = data.light if isinstance(data, Source) else data
+    check_anndata(table, in_memory=False)
+    check_unique_genes(table)
+    stays = source is None and not _is_in_memory(table, layer)
+    if stays:
+        if not may_stay:
+            where = f"is backed by {str(table.filename)!r}" if table.isbacked else "is not in memory"
+            raise ValueError(
+                f"adata {where}; load it first: adata = adata.to_memory(). "
+                "Networks go from disk to disk, with out= and a path that ends with .zarr."
+            )
+        source = open_source(table, layer)
+        table = source.light
+    keys = keys_to_read(
+        table,
+        inputs,
+        graph_key=graph_key,
+        library_key=library_key,
+        spatial_key=spatial_key,
+        features_key=features_key,
+    )
+    if model_genes is None:
+        positions = select_genes(table, genes)
+        is_choice = positions is not None
+    elif genes is not None:
+        raise TypeError("genes has no effect with a trained network, which has its own.")
     else:
-        raise TypeError(f"data must be a path or an AnnData, not {type(data).__name__}.")
-    if 0 in light.shape:
-        raise ValueError(f"there is nothing in {where}: {light.n_obs} spots x {light.n_vars} genes.")
-    with _elements(data) as elements:
-        shape = _counts(elements, layer, where).shape
-    if shape != light.shape:
-        raise OSError(f"{where} is damaged: it has shape {shape}, not {light.shape}.")
-    return Source(light, where, data, layer)
+        positions = _align_genes(table, model_genes)
+        is_choice = len(positions) < table.n_vars
+    return Section(table, source, layer, keys, positions, is_choice, stays, allow_fractions)
 
 
-@contextmanager
-def _elements(data: Path | AnnData) -> Iterator[dict[str, Any]]:
-    """`X`, `layers`, `raw` and all else by name, without loading them."""
-    if not isinstance(data, Path):
-        elements = {name: getattr(data, name) for name in ("X", "layers", "raw", *_SMALL)}
-        yield {name: value for name, value in elements.items() if value is not None}
-    elif data.suffix == ".h5ad":
-        import h5py
-
-        with h5py.File(data, "r") as file:
-            yield dict(file)
-    else:
-        yield dict(zarr.open_group(data, mode="r").members())
+def _is_in_memory(adata: AnnData, layer: str | None) -> bool:
+    """Whether the counts are numpy or scipy arrays."""
+    if adata.isbacked:
+        return False
+    matrix = adata.X if layer is None else adata.layers.get(layer)
+    # What is missing or of no use is reported where it is read.
+    return matrix is None or isinstance(matrix, np.ndarray) or sparse.issparse(matrix) or not hasattr(matrix, "shape")
 
 
-def _counts(elements: Mapping[str, Any], layer: str | None, where: str) -> Any:
-    """Find the counts: a `_Csr`, an array of dask, or an array in memory or in a file."""
-    layers = dict(elements.get("layers", {}))
-    if layer is None and "X" not in elements:
-        raise ValueError(f"there is no {where}; pass layer=, one of {list(layers)}.")
-    matrix = elements["X"] if layer is None else lookup(layers, layer, where=where.replace(f"[{layer!r}]", ""))
-    matrix = _group_of(matrix)
-    kind = _encoding(matrix) or getattr(getattr(matrix, "_meta", matrix), "format", "array")
-    if sparse.issparse(matrix):
-        matrix = sparse.csr_matrix(matrix)
-        return _Csr(matrix.data, matrix.indices, matrix.indptr, matrix.shape)
-    if kind.startswith("csc"):
-        raise ValueError(
-            f"{where} is stored by columns (CSC), so that spots cannot be read block by block. "
-            "Store it by rows: adata.X = adata.X.tocsr(), and write it again."
+def _align_genes(table: AnnData, genes: Sequence[str]) -> np.ndarray:
+    """Return the columns of a model's genes, in its order."""
+    columns = table.var_names.get_indexer(list(genes))
+    missing = [gene for gene, column in zip(genes, columns, strict=True) if column < 0]
+    if missing:
+        hint = near_match(missing[0], table.var_names)
+        raise KeyError(
+            f"{len(missing)} of the {len(genes)} genes of the model are not in adata.var_names: {missing[:5]}.{hint}"
         )
-    if kind == "csr_matrix":
-        data, indices, (n_rows, n_columns) = matrix["data"], matrix["indices"], map(int, matrix.attrs["shape"])
-        incomplete = any(
-            getattr(part, "nchunks_initialized", 0) < getattr(part, "nchunks", 0) for part in (data, indices)
-        )
-        return _Csr(data, indices, matrix["indptr"][:], (n_rows, n_columns), incomplete)
-    if len(getattr(matrix, "shape", ())) != 2:
-        raise TypeError(f"{where} must be a matrix, not {type(matrix).__name__}.")
-    return matrix
-
-
-def _group_of(matrix: Any) -> Any:
-    """The group in the file, of a sparse matrix of a backed AnnData; all else as it is."""
-    return matrix.group if isinstance(matrix, CSCDataset | CSRDataset) else matrix
-
-
-def _encoding(element: Any) -> str:
-    """What a group or array in a file holds; "" for what is in memory."""
-    return str(getattr(element, "attrs", {}).get("encoding-type", ""))
-
-
-def _row_ranges(matrix: Any, entries: int) -> Iterator[tuple[int, int]]:
-    """First and last row, exclusive, of blocks that do not cut chunks where they can hold one."""
-    n_rows, n_columns = matrix.shape
-    ends: Callable[[int], Any]
-    if isinstance(matrix, _Csr):
-        ends = lambda start: np.searchsorted(matrix.indptr, matrix.indptr[start] + entries, side="right") - 1
-    elif hasattr(matrix, "dask"):
-        edges = np.cumsum([0, *matrix.chunks[0]])
-        ends = lambda start: edges[edges <= max(start + entries // n_columns, edges[edges > start][0])][-1]
-    else:
-        height = max(1, entries // n_columns)
-        # Memory and some arrays of HDF5 have no chunks.
-        chunk = (getattr(matrix, "chunks", None) or (1,))[0]
-        height = height // chunk * chunk or height
-        ends = lambda start: start + height
-    start = 0
-    while start < n_rows:
-        stop = min(n_rows, max(start + 1, int(ends(start))))
-        yield start, stop
-        start = stop
-
-
-def _read_rows(matrix: Any, start: int, stop: int) -> sparse.csr_matrix:
-    if not isinstance(matrix, _Csr):
-        _check_lengths(matrix, start, stop)
-        rows = matrix[start:stop]
-        if hasattr(rows, "dask"):
-            rows = rows.compute()
-        return sparse.csr_matrix(rows)
-    n_columns = matrix.shape[1]
-    begin, end = int(matrix.indptr[start]), int(matrix.indptr[stop])
-    for part in (matrix.data, matrix.indices):
-        _check_lengths(part, begin, end)
-    data, indices, indptr = matrix.data[begin:end], matrix.indices[begin:end], matrix.indptr[start : stop + 1] - begin
-    if len(data) != end - begin or len(indices) != end - begin or (np.diff(indptr) < 0).any():
-        raise ValueError(f"it should have {end - begin} entries, and has {len(data)}.")
-    if end > begin and not 0 <= indices.min() <= indices.max() < n_columns:
-        raise ValueError(f"the columns of its entries are not all between 0 and {n_columns - 1}.")
-    if matrix.incomplete:
-        in_row = np.repeat(np.arange(stop - start), np.diff(indptr))
-        if not data.all() or (np.bincount(in_row[indices == 0], minlength=1) > 1).any():
-            raise ValueError("chunks of the file are missing.")
-    return sparse.csr_matrix((data, indices, indptr), shape=(stop - start, n_columns))
-
-
-def _copy_folder(source: Path, target: Path) -> None:
-    for folder, _, names in os.walk(source):
-        copy = target / Path(folder).relative_to(source)
-        copy.mkdir()
-        for name in names:
-            # Not its permissions: the copy of a read-only file is to be written to.
-            shutil.copyfile(Path(folder) / name, copy / name)
-
-
-def _check_lengths(array: Any, start: int, stop: int) -> None:
-    """Raise where a chunk of a zarr array on disk is not as long as it says.
-
-    Blosc, with which anndata compresses, does not look where its input ends: of a truncated chunk it makes arbitrary values.
-    """
-    if not hasattr(array, "compressors") or array.shards or "blosc" not in repr(array.compressors).lower():
-        return
-    folder = Path(getattr(array.store, "root", "")) / array.path
-    others = [range(-(-length // size)) for length, size in zip(array.shape[1:], array.chunks[1:], strict=True)]
-    for index in product(range(start // array.chunks[0], -(-stop // array.chunks[0])), *others):
-        file = folder / array.metadata.encode_chunk_key(index)
-        if not file.exists():  # It may be all zeros, or in a store that is no folder.
-            continue
-        with file.open("rb") as stream:
-            header = stream.read(16)
-        # The last of its four-byte numbers is the length.
-        if len(header) < 16 or int.from_bytes(header[12:], "little") != file.stat().st_size:
-            raise ValueError(f"{str(file)!r} is damaged.")
-
-
-def _raw_elements(raw: Any) -> dict[str, Any]:
-    """Parts of `raw`, of an AnnData or in a file."""
-    if _encoding(raw):
-        return {name: read_elem(value) if name != "X" else value for name, value in dict(raw).items()}
-    small = AnnData(var=raw.var, varm=dict(raw.varm)).to_memory()
-    return {"X": raw.X, "var": small.var, "varm": dict(small.varm)}
-
-
-def _copy_elements(parent: Any, name: str, kind: str, elements: Mapping[str, Any]) -> None:
-    group = parent.create_group(name)
-    group.attrs.update({"encoding-type": kind, "encoding-version": "0.1.0"})
-    for key, value in elements.items():
-        _copy_element(group, key, value)
-
-
-def _copy_element(parent: Any, name: str, value: Any) -> None:
-    """Write part of an AnnData to a zarr group; matrices of a file are copied piece by piece."""
-    value = _group_of(value)
-    kind = _encoding(value)
-    if kind in ("csr_matrix", "csc_matrix"):
-        group = _sparse_group(parent, name, kind, value.attrs["shape"])
-        for part in ("data", "indices", "indptr"):
-            _copy_array(group, part, value[part])
-    elif kind == "array":
-        _copy_array(parent, name, value)
-        parent[name].attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
-    elif hasattr(value, "dask") and getattr(value._meta, "format", "") == "csr":
-        _copy_rows(_sparse_group(parent, name, "csr_matrix", value.shape), value)
-    else:
-        write_elem(parent, name, read_elem(value) if kind else value)
-
-
-def _sparse_group(parent: Any, name: str, kind: str, shape: Sequence[int]) -> Any:
-    group = parent.create_group(name)
-    lengths = [int(length) for length in shape]
-    group.attrs.update({"encoding-type": kind, "encoding-version": "0.1.0", "shape": lengths})
-    return group
-
-
-def _copy_rows(group: Any, matrix: Any) -> None:
-    """Write an array of dask with CSR blocks; anndata does it a block at a time, which takes several times as long."""
-    indptr = np.zeros(matrix.shape[0] + 1, dtype=np.int64)
-    for start, stop in _row_ranges(matrix, 16 * _CHUNK):
-        block = _read_rows(matrix, start, stop)
-        indptr[start + 1 : stop + 1] = indptr[start] + block.indptr[1:]
-        for name, values in (("data", block.data), ("indices", block.indices)):
-            if start == 0:
-                group.create_array(name, shape=(0,), dtype=values.dtype, chunks=(_CHUNK,))
-            group[name].append(values)
-    _copy_array(group, "indptr", indptr)
-
-
-def _copy_array(group: Any, name: str, array: Any) -> None:
-    """Copy an array of a file to zarr, a few chunks at a time."""
-    height = max(1, min(len(array), _CHUNK // max(1, int(np.prod(array.shape[1:])))))
-    chunks = (height, *(max(1, length) for length in array.shape[1:]))
-    copy = group.create_array(name, shape=array.shape, dtype=array.dtype, chunks=chunks)
-    for start in range(0, len(array), 16 * height):
-        copy[start : start + 16 * height] = array[start : start + 16 * height]
+    return np.asarray(columns)

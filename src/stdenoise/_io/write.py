@@ -9,6 +9,8 @@ import logging
 import platform
 from collections.abc import Collection, Mapping, Sequence
 from copy import deepcopy
+from dataclasses import dataclass
+from functools import cached_property
 from importlib.metadata import version
 from typing import Any
 
@@ -16,12 +18,13 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 from scipy import sparse
+from torch import Tensor
 
 from stdenoise._base import keys as _keys
 from stdenoise._base.checks import lookup
 from stdenoise._base.keys import ResultKeys
 from stdenoise._io.rows import CLIPPED, narrowed
-from stdenoise.spatial.results import Denoised
+from stdenoise.spatial.results import ARRAYS, Denoised
 
 logger = logging.getLogger("stdenoise")
 
@@ -51,17 +54,85 @@ def check_key_is_free(adata: AnnData, key: str, layers: Collection[str] | None =
         )
 
 
+@dataclass(frozen=True)
+class Places:
+    """Where a result goes in an AnnData, and in which order its columns come; decided once for every way of writing.
+
+    Parameters
+    ----------
+    key
+        Prefix of the results.
+    var_names
+        Names of all genes of the section.
+    positions
+        Modelled columns, in the order of the result; `None` for all, in the order of the section.
+    is_choice
+        Whether they are a choice of genes, which is kept in `obsm`, rather than all genes in some order.
+    """
+
+    key: str
+    var_names: pd.Index
+    positions: np.ndarray | None = None
+    is_choice: bool = False
+
+    @cached_property
+    def names(self) -> ResultKeys:
+        """Names of the arrays."""
+        return ResultKeys(self.key)
+
+    @property
+    def columns(self) -> Any:
+        """Columns of the result in the order of the section."""
+        return slice(None) if self.positions is None else np.argsort(self.positions)
+
+    @property
+    def genes(self) -> pd.Index | None:
+        """Names of the genes of a choice."""
+        return self.var_names[np.sort(self.positions)] if self.is_choice and self.positions is not None else None
+
+    def place(self, array: str) -> str:
+        """Place of an array of the result, such as `"layers/dusted_mean"`."""
+        if array == "latent":
+            return f"obsm/{self.names.latent}"
+        return f"{'obsm' if self.is_choice else 'layers'}/{getattr(self.names, array)}"
+
+    def ordered(self, array: str, values: np.ndarray) -> np.ndarray:
+        """Values of an array with the columns in the order of the section."""
+        return values if array == "latent" else values[:, self.columns]
+
+    def fields(
+        self,
+        arrays: Mapping[str, Any],
+        provenance: Mapping[str, Any],
+        scale: str,
+        history: Mapping[str, Sequence[float]],
+    ) -> dict[str, Any]:
+        """All that is written by place: these, which genes were modelled, and the record."""
+        fields = dict(arrays)
+        if self.is_choice:
+            modelled = np.zeros(len(self.var_names), dtype=bool)
+            modelled[self.positions] = True
+            fields[f"var/{self.names.modelled}"] = modelled
+        record = f"uns/{self.names.uns}"
+        genes = self.genes
+        fields[record] = {
+            **provenance,
+            "scale": scale,
+            "genes": "all" if genes is None else genes.to_numpy(dtype=object),
+            "history": {name: np.asarray(values) for name, values in history.items()},
+            "versions": {
+                "python": platform.python_version(),
+                **{name: version(name) for name in ("stdenoise", "torch", "anndata")},
+            },
+            "written": [*fields, record],
+        }
+        return fields
+
+
 def write_denoised(
-    adata: AnnData,
-    result: Denoised,
-    *,
-    key: str,
-    positions: np.ndarray | None,
-    provenance: Mapping[str, Any],
-    whole: bool = False,
-    dtype: str = "float32",
+    adata: AnnData, result: Denoised, places: Places, provenance: Mapping[str, Any], *, dtype: str = "float32"
 ) -> None:
-    """Open the back door: store a result, its provenance and its history.
+    """Store a result, its provenance and its history in an AnnData.
 
     Everything is converted before anything is stored, so that a failure leaves the AnnData as it was. What an earlier run
     under the same key wrote is replaced as a whole.
@@ -72,91 +143,47 @@ def write_denoised(
         Is changed.
     result
         Values of the modelled genes.
-    key
-        Prefix of the results.
-    positions
-        Modelled columns, in the order of the result; `None` for all genes, in the order of the AnnData.
+    places
+        Where they go.
     provenance
         Method, parameters and the like.
-    whole
-        Whether the columns are all genes in another order, rather than a choice of genes.
     dtype
         Type of the arrays that have the size of the data, or `ROUNDED`.
     """
-    names = ResultKeys(key)
-    # In the order of the AnnData.
-    columns = slice(None) if positions is None else np.argsort(positions)
-    genes = None if positions is None or whole else adata.var_names[np.sort(positions)]
-    arrays = {
-        name: tensor
-        for name, tensor in (
-            (names.mean, result.mean),
-            (names.dispersion, result.dispersion),
-            (names.dropout, result.dropout),
-        )
-        if tensor is not None
-    }
-    for name, tensor in arrays.items():
-        if tensor.shape != result.mean.shape:
-            raise ValueError(f"{name} has shape {tuple(tensor.shape)}, the mean {tuple(result.mean.shape)}.")
-    size = sum(tensor.numel() for tensor in arrays.values()) * (2 if dtype == "float16" else 4)
-    logger.info("storing %d arrays of %d x %d, %.2f GB", len(arrays), *result.mean.shape, size / 1e9)
-
-    fields: dict[str, Any] = {}
-    for name, tensor in arrays.items():
-        values, clipped = narrowed(tensor.cpu().numpy()[:, columns], dtype)
-        if clipped:
-            logger.warning(CLIPPED, name)
-        if genes is None:
-            fields[f"layers/{name}"] = values
-        else:
-            fields[f"obsm/{name}"] = pd.DataFrame(values, index=adata.obs_names, columns=genes)
-    if genes is not None:
-        modelled = np.zeros(adata.n_vars, dtype=bool)
-        modelled[positions] = True
-        fields[f"var/{names.modelled}"] = modelled
-    if result.latent is not None:
-        fields[f"obsm/{names.latent}"] = result.latent.cpu().numpy()
+    arrays: dict[str, Any] = {}
+    for name in ARRAYS:
+        tensor: Tensor | None = getattr(result, name)
+        if tensor is None:
+            continue
+        values: Any = places.ordered(name, tensor.cpu().numpy())
+        if name != "latent":
+            if tensor.shape != result.mean.shape:
+                raise ValueError(f"{name} has shape {tuple(tensor.shape)}, the mean {tuple(result.mean.shape)}.")
+            values, clipped = narrowed(values, dtype)
+            if clipped:
+                logger.warning(CLIPPED, getattr(places.names, name))
+            if places.is_choice:
+                values = pd.DataFrame(values, index=adata.obs_names, columns=places.genes)
+        arrays[places.place(name)] = values
     if result.attention is not None:
         crow, col, weights = (part.cpu().numpy() for part in result.attention)
-        fields[f"obsp/{names.attention}"] = sparse.csr_matrix((weights, col, crow), shape=(adata.n_obs,) * 2)
-    place = f"uns/{names.uns}"
-    fields[place] = result_record(
-        provenance, scale=result.scale, genes=genes, history=result.history, written=[*fields, place]
+        attention = sparse.csr_matrix((weights, col, crow), shape=(adata.n_obs,) * 2)
+        arrays[f"obsp/{places.names.attention}"] = attention
+    fields = places.fields(arrays, provenance, result.scale, result.history)
+    logger.info(
+        "storing %d arrays of %d x %d", sum(name.startswith(("layers", "obsm")) for name in fields), *result.mean.shape
     )
 
-    stale = [path for path in owned_places(adata, key) if path not in fields]
-    before = {path: _get(adata, path) for path in [*stale, *fields]}
+    stale = [place for place in owned_places(adata, places.key) if place not in fields]
+    before = {place: _get(adata, place) for place in [*stale, *fields]}
     try:
-        for path in before:
-            _put(adata, path, fields.get(path))
+        for place in before:
+            _put(adata, place, fields.get(place))
     except BaseException:
-        for path, value in before.items():
-            _put(adata, path, value)
+        for place, value in before.items():
+            _put(adata, place, value)
         raise
     logger.info("wrote %s", ", ".join(fields))
-
-
-def result_record(
-    provenance: Mapping[str, Any],
-    *,
-    scale: str,
-    genes: pd.Index | None,
-    history: Mapping[str, Sequence[float]],
-    written: Sequence[str],
-) -> dict[str, Any]:
-    """Return what is stored in `uns` about a result; without names of genes, all were modelled."""
-    return {
-        **provenance,
-        "scale": scale,
-        "genes": "all" if genes is None else genes.to_numpy(dtype=object),
-        "history": {name: np.asarray(values) for name, values in history.items()},
-        "versions": {
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("stdenoise", "torch", "anndata")},
-        },
-        "written": list(written),
-    }
 
 
 def stored_provenance(adata: AnnData, key: str) -> Mapping[str, Any]:

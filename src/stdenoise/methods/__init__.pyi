@@ -1,5 +1,8 @@
-from ._base import Denoiser as Denoiser
+from ._base import Method as Method
 from ._base import MethodInfo as MethodInfo
+from ._network import Network as Network
+from ._network import Trained as Trained
+from ._registry import load as load
 from ._registry import table as table
 from .alra import ALRA as ALRA
 from .alra import ALRAConfig as ALRAConfig

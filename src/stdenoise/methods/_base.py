@@ -1,19 +1,22 @@
-"""What a denoising method is: a record about it, its hyperparameters, and `fit`."""
+"""What a method is: a record about it, its hyperparameters, and `run`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
+
+import torch
 
 from stdenoise._base.checks import check_choice, near_match
-from stdenoise.spatial.results import collect
+from stdenoise.spatial.results import Denoised, collect
+from stdenoise.spatial.spots import Spots
 from stdenoise.train.run import Run
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from stdenoise.spatial.results import Denoised
+    from stdenoise.spatial.results import Denoised, collect
     from stdenoise.spatial.spots import Spots
 
 Config = TypeVar("Config")
@@ -34,7 +37,7 @@ class MethodInfo:
     scale
         Scale of the denoised values, `"counts"` or `"log1p"`.
     writes
-        Arrays that the result can have, see `Denoiser.writes`.
+        Arrays that the result can have, see `Method.writes`.
     size
         What limits the size of the data.
     reference
@@ -43,6 +46,11 @@ class MethodInfo:
         Licence of the original code.
     optional
         Inputs that are read where there are any: `"features"` of an image, and `"coordinates"`, by which networks cut patches.
+    runs
+        What `stdenoise.Compute` and `stdenoise.Checkpoint` can ask of it: `"patches"` (a memory budget, from disk to disk), `"devices"`,
+        `"checkpoint"`, `"model"` (a trained network can be kept) and `"bf16"`.
+    task
+        `"denoise"`: the same spots; `"enhance"`: more of them.
     """
 
     name: str
@@ -54,42 +62,19 @@ class MethodInfo:
     reference: str
     licence: str
     optional: tuple[str, ...] = ()
+    runs: frozenset[str] = frozenset()
+    task: Literal["denoise", "enhance"] = "denoise"
 
     def reads(self, what: str) -> bool:
         """Whether the method reads an input, where there is any."""
         return what in (*self.needs, *self.optional)
 
 
-@dataclass(frozen=True)
-class Model:
-    """A trained network.
-
-    Parameters
-    ----------
-    state
-        Weights, and what else prediction needs, by name.
-    genes
-        Names of the genes, in the order of the columns.
-    median_total
-        Median count of the training spots over all genes: the depth that a size factor of 1 stands for.
-    history
-        Named values per epoch.
-    ending
-        Why the training ended, which epoch was the best one, and what was found out about it.
-    """
-
-    state: Mapping[str, Tensor]
-    genes: tuple[str, ...]
-    median_total: float
-    history: Mapping[str, Sequence[float]]
-    ending: Mapping[str, str | float] = field(default_factory=dict)
-
-
-class Denoiser:
+class Method:
     """A configured method. It never sees an AnnData.
 
-    Subclasses set `info` and `config_type`, and implement `fit`; or, for a network, `train` and `predict`, which add checkpoints,
-    models that can be saved, results that are streamed and, with patches, memory and devices to choose.
+    Subclasses set `info` and `config_type`, and implement one of `fit` and, where the result comes in blocks, `run`; each calls the other
+    here.
 
     Parameters
     ----------
@@ -100,13 +85,8 @@ class Denoiser:
     info: ClassVar[MethodInfo]
     config_type: ClassVar[type]
     config: Any
-    has_network: ClassVar[bool] = False
-    """Whether stdenoise itself trains the network of the method, which can be saved and applied to other spots."""
-    precisions: ClassVar[tuple[str, ...]] = ("32-true",)
-    """Precisions that its training knows."""
-
-    def __init_subclass__(cls) -> None:
-        cls.has_network = cls.train is not Denoiser.train
+    genes: tuple[str, ...] | None = None
+    """Names of the genes that it is for; `None` for any."""
 
     def __init__(self, **params: Any) -> None:
         self.config = make_config(self.config_type, params, method=self.info.name)
@@ -124,24 +104,13 @@ class Denoiser:
             Show a progress bar on standard error.
         """
         run = Run(seed=seed, progress=progress)
-        model = self.train(spots, run)
-        return collect(self.predict(model, spots, run), len(spots.size_factors), model.history, spots.counts.device)
+        return collect(self.run(spots, run), len(spots.size_factors), run.report, spots.counts.device)
 
-    def train(self, spots: Spots, run: Run) -> Model:
-        """Train a network on the spots."""
-        raise NotImplementedError(f"{self.info.name} has no network to train.")
-
-    def working_memory(self, n_genes: int, counts_per_spot: float) -> tuple[float, float]:
-        """Estimate the memory of a network and its training, and that of each spot that is worked on, both in GB."""
-        raise NotImplementedError(f"{self.info.name} has no network to train.")
-
-    def training_work(self, n_spots: int, n_genes: int, n_counts: int) -> tuple[float, float] | None:
-        """Estimate a training's floating-point operations and updates of a weight; `None` where the method does not say."""
-        return None
-
-    def predict(self, model: Model, spots: Spots, run: Run) -> Iterator[tuple[Tensor, Denoised]]:
-        """Yield the results of a trained network in blocks, each with the positions of its spots."""
-        raise NotImplementedError(f"{self.info.name} has no network to train.")
+    def run(self, spots: Spots, run: Run) -> Iterator[tuple[Tensor, Denoised]]:
+        """Yield the result in blocks, each with the positions of its spots; here in one."""
+        result = self.fit(spots, seed=run.seed, progress=run.progress)
+        run.report["history"] = result.history
+        yield torch.arange(len(spots.size_factors)), result
 
     @property
     def writes(self) -> tuple[str, ...]:

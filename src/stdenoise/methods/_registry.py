@@ -4,58 +4,57 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from importlib import import_module
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from stdenoise._base.checks import check_choice
 from stdenoise._base.inputs import Inputs
-from stdenoise.methods._base import Denoiser
-from stdenoise.methods.alra import ALRA
-from stdenoise.methods.baselines import GeneMean, NeighborMean, PCAReconstruction, PoissonFactorization, Raw
-from stdenoise.methods.dca import DCA
-from stdenoise.methods.dusted.method import DUSTED
-from stdenoise.methods.knn_smoothing import KNNSmoothing
-from stdenoise.methods.magic import MAGIC
-from stdenoise.methods.scvi import SCVI
-from stdenoise.methods.sme import SME
-from stdenoise.methods.smoother import Smoother
-from stdenoise.methods.sprod import Sprod
-from stdenoise.methods.stagate import STAGATE
+from stdenoise.methods._base import Method
+from stdenoise.methods._network import Model, Network, Trained, read_model
 
 ENTRY_POINT_GROUP = "stdenoise.methods"
-_BUILT_IN: tuple[type[Denoiser], ...] = (
-    DUSTED,
-    STAGATE,
-    DCA,
-    SCVI,
-    MAGIC,
-    KNNSmoothing,
-    ALRA,
-    Smoother,
-    SME,
-    Sprod,
-    Raw,
-    GeneMean,
-    NeighborMean,
-    PCAReconstruction,
-    PoissonFactorization,
-)
+_BUILT_IN = {
+    "dusted": "dusted.method:DUSTED",
+    "stagate": "stagate.method:STAGATE",
+    "dca": "dca.method:DCA",
+    "scvi": "scvi:SCVI",
+    "magic": "magic:MAGIC",
+    "knn_smoothing": "knn_smoothing:KNNSmoothing",
+    "alra": "alra:ALRA",
+    "smoother": "smoother:Smoother",
+    "sme": "sme:SME",
+    "sprod": "sprod.method:Sprod",
+    "raw": "baselines:Raw",
+    "gene_mean": "baselines:GeneMean",
+    "neighbor_mean": "baselines:NeighborMean",
+    "pca_reconstruction": "baselines:PCAReconstruction",
+    "poisson_factorization": "baselines:PoissonFactorization",
+}
+"""Module and class of each method of ours; loaded when it is asked for."""
 
 
-def registered() -> dict[str, type[Denoiser]]:
-    """Map the name of every available method to its class; a built-in name cannot be taken over."""
-    methods = {cls.info.name: cls for cls in _BUILT_IN}
+def registered(task: str | None = None) -> dict[str, type[Method]]:
+    """Map the name of every available method, or of those for a task, to its class; a built-in name cannot be taken over."""
+    methods = {name: _load(name) for name in _BUILT_IN}
     for entry in entry_points(group=ENTRY_POINT_GROUP):
         cls = entry.load()
-        if not (isinstance(cls, type) and issubclass(cls, Denoiser)):
-            raise TypeError(f"entry point {entry.value!r} of group {ENTRY_POINT_GROUP!r} is not a Denoiser class.")
+        if not (isinstance(cls, type) and issubclass(cls, Method)):
+            raise TypeError(f"entry point {entry.value!r} of group {ENTRY_POINT_GROUP!r} is not a Method class.")
         methods.setdefault(cls.info.name, cls)
-    return methods
+    return {name: cls for name, cls in methods.items() if task in (None, cls.info.task)}
 
 
-def inputs_of(methods: Sequence[Denoiser], *, with_graph: bool = False) -> Inputs:
+def _load(name: str) -> type[Method]:
+    module, _, cls = _BUILT_IN[name].partition(":")
+    found: type[Method] = getattr(import_module(f"stdenoise.methods.{module}"), cls)
+    return found
+
+
+def inputs_of(methods: Sequence[Method], *, with_graph: bool = False) -> Inputs:
     """What the methods read of a section, and the graph in any case if asked for."""
     graph = ["graph"] if with_graph else []
     needed = frozenset([*graph, *(what for method in methods for what in method.info.needs)])
@@ -68,17 +67,60 @@ def inputs_of(methods: Sequence[Denoiser], *, with_graph: bool = False) -> Input
     )
 
 
-def make_method(method: str | Denoiser, params: dict[str, Any]) -> Denoiser:
+def make_method(method: str | Method, params: dict[str, Any]) -> Method:
     """Turn the `method` argument of a verb into a configured method."""
-    if isinstance(method, Denoiser):
+    if isinstance(method, Method):
         if params:
             raise TypeError(f"parameters {list(params)} belong into the method object, {type(method).__name__}(...).")
         return method
     if not isinstance(method, str):
         raise TypeError(f"method must be a name or a configured method, not {method!r}.")
+    if method in _BUILT_IN:
+        return _load(method)(**params)
     methods = registered()
     check_choice("method", method, list(methods))
     return methods[method](**params)
+
+
+def load(path: str | Path) -> Trained:
+    """Read a trained network from a file.
+
+    Parameters
+    ----------
+    path
+        What `save` of a trained network wrote. Nothing in it is executed.
+
+    Returns
+    -------
+    The network, to be passed as `method` to `stdenoise.tl.denoise`.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is no such file.
+    ValueError
+        It is damaged, no model, or of another version.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> import stdenoise as st
+    >>> adata = st.datasets.tissue(n_spots=100, n_genes=20)
+    >>> st.pp.spatial_graph(adata)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     st.tl.train(adata, "dusted", n_epochs=5).save(Path(folder) / "dusted.model")
+    ...     model = st.methods.load(Path(folder) / "dusted.model")
+    >>> st.tl.denoise(adata, model)
+    """
+    content = read_model(Path(path))
+    try:
+        network = make_method(content.pop("method"), content.pop("params"))
+        if not isinstance(network, Network):
+            raise TypeError(f"{network.info.name} is not trained.")
+        return Trained(network, Model(**content))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{str(path)!r} is of another version of stdenoise: {error}") from error
 
 
 def table() -> pd.DataFrame:
@@ -97,6 +139,7 @@ def table() -> pd.DataFrame:
     """
     rows = [asdict(cls.info) for cls in registered().values()]
     frame = pd.DataFrame(rows).set_index("name")
-    for column in ("needs", "optional", "writes"):
+    frame["runs"] = frame["runs"].map(sorted)
+    for column in ("needs", "optional", "writes", "runs"):
         frame[column] = frame[column].str.join(", ")
     return frame

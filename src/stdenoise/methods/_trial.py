@@ -14,7 +14,7 @@ from scipy import sparse
 from torch import Tensor
 from tqdm import tqdm
 
-from stdenoise.methods._base import Denoiser
+from stdenoise.methods._base import Method
 from stdenoise.methods.baselines import GeneMean
 from stdenoise.spatial.normalize import TARGET_SUM
 from stdenoise.spatial.results import Denoised
@@ -46,6 +46,20 @@ class Trial:
     context: Context
     device: torch.device
 
+    @classmethod
+    def of(cls, section: Any, methods: Sequence[Method], device: torch.device) -> Trial:
+        """Return an opened section as one to run methods on; a trained network has seen what is held out."""
+        for method in methods:
+            if method.genes is not None:
+                raise TypeError(
+                    f"{method.label} is trained already: give the method itself, which is trained on what is not held out."
+                )
+        counts = section.counts()
+        if not counts.has_canonical_format:
+            counts = counts.copy()
+            counts.sum_duplicates()
+        return cls(counts, section.genes, section.positions, section.context(device), device)
+
     def with_counts(self, counts: sparse.csr_matrix) -> Trial:
         """Return the same section with other counts."""
         return replace(self, counts=counts)
@@ -63,7 +77,7 @@ class Trial:
         """Names of the modelled genes."""
         return list(self.genes) if self.positions is None else [self.genes[i] for i in self.positions]
 
-    def fit(self, method: Denoiser, *, seed: int, progress: bool) -> Denoised:
+    def fit(self, method: Method, *, seed: int, progress: bool) -> Denoised:
         """Run a method on these counts."""
         spots = make_spots(self.counts, self.genes, positions=self.positions, context=self.context, device=self.device)
         return method.fit(spots, seed=seed, progress=progress)
@@ -108,7 +122,7 @@ class Trial:
 
 def held_out_scores(
     trial: Trial,
-    methods: Sequence[Denoiser],
+    methods: Sequence[Method],
     *,
     fraction: float,
     n_splits: int,

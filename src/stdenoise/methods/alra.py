@@ -10,7 +10,7 @@ import torch
 
 from stdenoise._base.checks import check_choice, check_number
 from stdenoise._base.random import torch_generator
-from stdenoise.methods._base import Denoiser, MethodInfo
+from stdenoise.methods._base import Method, MethodInfo
 from stdenoise.spatial.graph import select_rows, transpose_csr
 from stdenoise.spatial.results import Denoised
 from stdenoise.stats.lowrank import truncated_svd
@@ -77,7 +77,7 @@ class ALRAConfig:
         check_choice("only_negative", self.only_negative, [True, False])
 
 
-class ALRA(Denoiser):
+class ALRA(Method):
     """Approximate log-normalised expression by a matrix of low rank, and set back to zero what is no larger than its error.
 
     The approximation of a gene that a spot does not express scatters around 0. Its negative tail tells how far; positive

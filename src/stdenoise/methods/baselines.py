@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from stdenoise._base.checks import check_number
 from stdenoise._base.random import torch_generator
-from stdenoise.methods._base import Denoiser, MethodInfo
+from stdenoise.methods._base import Method, MethodInfo
 from stdenoise.spatial.graph import transpose_csr
 from stdenoise.spatial.results import Denoised
 from stdenoise.stats.lowrank import principal_components
@@ -104,7 +104,7 @@ def _info(
     )
 
 
-class Raw(Denoiser):
+class Raw(Method):
     """The counts as they are: no denoising.
 
     Examples
@@ -123,7 +123,7 @@ class Raw(Denoiser):
         return Denoised(mean=spots.counts.to_dense(), scale="counts")
 
 
-class GeneMean(Denoiser):
+class GeneMean(Method):
     """The same profile for every spot, scaled to its depth: no structure at all.
 
     Examples
@@ -143,7 +143,7 @@ class GeneMean(Denoiser):
         return Denoised(mean=depth[:, None] * (_gene_sum(spots) / depth.sum()), scale="counts")
 
 
-class NeighborMean(Denoiser):
+class NeighborMean(Method):
     """Pool the counts of a spot with those of its neighbours, once or several times.
 
     One pass replaces every spot by the mean of itself and its neighbours; passes are repeated `n_hops` times, on counts and
@@ -184,7 +184,7 @@ class NeighborMean(Denoiser):
         return Denoised(mean=mean, scale="counts")
 
 
-class PCAReconstruction(Denoiser):
+class PCAReconstruction(Method):
     """Reconstruct log-normalised expression from its first principal components; negative values become 0.
 
     Parameters
@@ -217,7 +217,7 @@ class PCAReconstruction(Denoiser):
         return Denoised(mean=mean, scale="log1p", latent=latent)
 
 
-class PoissonFactorization(Denoiser):
+class PoissonFactorization(Method):
     """Poisson factorisation: non-negative spot factors times gene factors, scaled to the depth of the spot.
 
     Minimises the Kullback-Leibler divergence by multiplicative updates. Only the non-zero counts are visited, so that an

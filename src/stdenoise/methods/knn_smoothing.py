@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from stdenoise._base.checks import check_choice, check_number
 from stdenoise._base.random import torch_generator
-from stdenoise.methods._base import Denoiser, MethodInfo
+from stdenoise.methods._base import Method, MethodInfo
 from stdenoise.spatial.neighbors import nearest_neighbors
 from stdenoise.spatial.results import Denoised
 from stdenoise.stats.lowrank import principal_components
@@ -54,7 +54,7 @@ class KNNSmoothingConfig:
         check_choice("output", self.output, ["mean", "sum"])
 
 
-class KNNSmoothing(Denoiser):
+class KNNSmoothing(Method):
     """Pool the counts of every spot with those of the spots most like it.
 
     The neighbours are found in rounds, from the profiles that the round before pooled: 2, 4, 8, ... up to `k` of them.

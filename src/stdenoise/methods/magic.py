@@ -10,7 +10,7 @@ import torch
 
 from stdenoise._base.checks import check_choice, check_number
 from stdenoise._base.random import torch_generator
-from stdenoise.methods._base import Denoiser, MethodInfo
+from stdenoise.methods._base import Method, MethodInfo
 from stdenoise.spatial.results import Denoised
 from stdenoise.stats.diffusion import diffuse_, diffusion_operator
 from stdenoise.stats.lowrank import principal_components
@@ -85,7 +85,7 @@ class MAGICConfig:
         check_choice("transform", self.transform, ["sqrt", "log1p"])
 
 
-class MAGIC(Denoiser):
+class MAGIC(Method):
     """Replace every profile by a weighted mean of similar ones: a few steps of a random walk between them.
 
     Coordinates and libraries play no role.

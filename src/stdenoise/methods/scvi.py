@@ -16,7 +16,7 @@ from anndata import AnnData
 from scipy import sparse
 
 from stdenoise._base.checks import check_choice, check_number
-from stdenoise.methods._base import Denoiser, MethodInfo, likelihood_arrays
+from stdenoise.methods._base import Method, MethodInfo, likelihood_arrays
 from stdenoise.spatial.graph import select_rows
 from stdenoise.spatial.results import Denoised
 
@@ -67,7 +67,7 @@ class SCVIConfig:
         check_number("batch_size", self.batch_size, minimum=2, integer=True)
 
 
-class SCVI(Denoiser):
+class SCVI(Method):
     """Variational autoencoder of counts, as implemented by scvi-tools.
 
     Needs scvi-tools: `pip install "stdenoise[scvi]"`. No graph is used; libraries are passed on as batches.

@@ -12,7 +12,7 @@ import torch
 
 from stdenoise._base.checks import check_choice, check_number
 from stdenoise._base.random import torch_generator
-from stdenoise.methods._base import Denoiser, MethodInfo
+from stdenoise.methods._base import Method, MethodInfo
 from stdenoise.spatial.graph import SpatialGraph
 from stdenoise.spatial.neighbors import neighborhoods
 from stdenoise.spatial.results import Denoised
@@ -81,7 +81,7 @@ class SMEConfig:
         check_choice("clip_negative", self.clip_negative, [True, False])
 
 
-class SME(Denoiser):
+class SME(Method):
     """Average log-normalised expression with that of near spots of similar image and expression (stLearn).
 
     Parameters

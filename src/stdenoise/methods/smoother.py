@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from stdenoise._base.checks import check_choice, check_number
 from stdenoise._base.random import torch_generator
-from stdenoise.methods._base import Denoiser, MethodInfo
+from stdenoise.methods._base import Method, MethodInfo
 from stdenoise.spatial.graph import to_csr_tensor, transpose_csr
 from stdenoise.spatial.neighbors import neighborhoods
 from stdenoise.spatial.results import Denoised
@@ -88,7 +88,7 @@ class SmootherConfig:
         check_choice("compat", self.compat, ["exact", "reference"])
 
 
-class Smoother(Denoiser):
+class Smoother(Method):
     """Gaussian random field: the log-normalised values nearest to the data among those that vary smoothly over the tissue.
 
     Parameters

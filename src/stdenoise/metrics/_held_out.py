@@ -10,7 +10,7 @@ from stdenoise._base.checks import check_number
 from stdenoise._base.device import resolve_device
 from stdenoise._base.random import check_seed
 from stdenoise._base.settings import settings
-from stdenoise._io.read import read_parts
+from stdenoise._io.section import open_section
 from stdenoise.methods._registry import inputs_of, make_method
 from stdenoise.methods._trial import Trial, check_fraction, held_out_scores
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
 
-    from stdenoise.methods import Denoiser
+    from stdenoise.methods import Method
 
 
 def held_out(
     adata: AnnData,
-    method: str | Denoiser = "dusted",
+    method: str | Method = "dusted",
     *,
     fraction: float = 0.1,
     n_splits: int = 1,
@@ -115,7 +115,7 @@ def held_out(
     check_number("n_splits", n_splits, minimum=1, integer=True)
     check_seed(seed)
     on = resolve_device(device)
-    parts = read_parts(
+    section = open_section(
         adata,
         inputs_of([denoiser]),
         layer=layer,
@@ -124,9 +124,8 @@ def held_out(
         library_key=library_key,
         spatial_key=spatial_key,
         features_key=features_key,
-        device=on,
     )
-    trial = Trial(*parts, on)
+    trial = Trial.of(section, [denoiser], on)
     return held_out_scores(
         trial,
         [denoiser],

@@ -15,7 +15,7 @@ from stdenoise._base.checks import check_choice, check_number
 from stdenoise._base.device import resolve_device
 from stdenoise._base.random import check_seed
 from stdenoise._base.settings import settings
-from stdenoise._io.read import read_parts
+from stdenoise._io.section import open_section
 from stdenoise.methods._registry import inputs_of, make_method
 from stdenoise.methods._trial import Trial, check_fraction
 from stdenoise.spatial.normalize import lognorm
@@ -24,7 +24,7 @@ from stdenoise.stats.masking import draw_mask, masked_scores
 if TYPE_CHECKING:
     from anndata import AnnData
 
-    from stdenoise.methods import Denoiser
+    from stdenoise.methods import Method
     from stdenoise.spatial.graph import SpatialGraph
 
 _MIN_MASKED = 10
@@ -33,7 +33,7 @@ _MIN_MASKED = 10
 
 def masked_recovery(
     adata: AnnData,
-    method: str | Denoiser = "dusted",
+    method: str | Method = "dusted",
     *,
     fraction: float | Sequence[float] = 0.1,
     entries: Literal["positive", "all"] = "positive",
@@ -121,7 +121,7 @@ def masked_recovery(
     check_number("n_repeats", n_repeats, minimum=1, integer=True)
     check_seed(seed)
     on = resolve_device(device)
-    parts = read_parts(
+    section = open_section(
         adata,
         inputs_of([denoiser]),
         layer=layer,
@@ -130,9 +130,8 @@ def masked_recovery(
         library_key=library_key,
         spatial_key=spatial_key,
         features_key=features_key,
-        device=on,
     )
-    trial = Trial(*parts, on)
+    trial = Trial.of(section, [denoiser], on)
     columns = np.arange(adata.n_vars) if trial.positions is None else trial.positions
     truth = trial.modelled(trial.counts)
     rows = []

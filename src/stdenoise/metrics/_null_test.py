@@ -15,7 +15,7 @@ from stdenoise._base.device import resolve_device
 from stdenoise._base.keys import GraphKeys
 from stdenoise._base.random import check_seed
 from stdenoise._base.settings import settings
-from stdenoise._io.read import read_parts
+from stdenoise._io.section import open_section
 from stdenoise.methods._registry import inputs_of, make_method
 from stdenoise.methods._trial import Trial, check_fraction
 from stdenoise.methods.baselines import GeneMean
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
     from scipy import sparse
     from torch import Tensor
 
-    from stdenoise.methods import Denoiser
+    from stdenoise.methods import Method
 
 
 def null_test(
     adata: AnnData,
-    method: str | Denoiser = "dusted",
+    method: str | Method = "dusted",
     *,
     fraction: float = 0.1,
     layer: str | None = None,
@@ -120,7 +120,7 @@ def null_test(
     check_fraction("fraction", fraction)
     check_seed(seed)
     on = resolve_device(device)
-    parts = read_parts(
+    section = open_section(
         adata,
         inputs_of([denoiser], with_graph=True),
         layer=layer,
@@ -129,9 +129,8 @@ def null_test(
         library_key=library_key,
         spatial_key=spatial_key,
         features_key=features_key,
-        device=on,
     )
-    trial = Trial(*parts, on)
+    trial = Trial.of(section, [denoiser], on)
     rng = np.random.default_rng([seed, 1])
     codes = trial.context.libraries
     libraries = np.zeros(adata.n_obs, dtype=np.int64) if codes is None else codes.cpu().numpy()
@@ -148,20 +147,20 @@ def null_test(
     total = len(runs) + uses_graph
     with tqdm(total=total, desc="null test", unit="fit", disable=not settings.show_progress(progress)) as bar:
 
-        def expected(section: Trial, by: Denoiser) -> Tensor:
-            return section.expected(section.fit(by, seed=seed, progress=False))
+        def expected(tissue: Trial, by: Method) -> Tensor:
+            return tissue.expected(tissue.fit(by, seed=seed, progress=False))
 
         no_graph = np.nan
         if uses_graph:
             no_graph = rest.deviance(expected(rest.without_edges(), denoiser), held, fraction).poisson
             bar.update()
-        for name, (section, hidden) in runs.items():
-            values = expected(section, denoiser)
+        for name, (tissue, hidden) in runs.items():
+            values = expected(tissue, denoiser)
             rows[name] = {
-                "poisson_deviance": section.deviance(values, hidden, fraction).poisson,
-                "poisson_gene_mean": section.deviance(expected(section, GeneMean()), hidden, fraction).poisson,
+                "poisson_deviance": tissue.deviance(values, hidden, fraction).poisson,
+                "poisson_gene_mean": tissue.deviance(expected(tissue, GeneMean()), hidden, fraction).poisson,
                 "poisson_no_graph": np.nan if name == "redrawn" else no_graph,
-                **_structure(section, values, device),
+                **_structure(tissue, values, device),
             }
             bar.update()
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("run")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+
+ARRAYS = ("mean", "dispersion", "dropout", "latent")
 
 
 @dataclass(frozen=True)
@@ -39,45 +41,59 @@ class Denoised:
     history: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
 
-def collect(
-    blocks: Iterable[tuple[Tensor, Denoised]],
-    n_spots: int,
-    history: Mapping[str, Sequence[float]],
-    device: torch.device | None = None,
-) -> Denoised:
-    """Put blocks of spots together.
+class Collector:
+    """Puts blocks of spots together.
 
     Parameters
     ----------
-    blocks
-        Positions of some spots, and their results; together each spot once. The attention of a block has a row for each of its
-        spots, and columns for all spots there are.
     n_spots
         Number of spots.
-    history
-        Of the result.
     device
-        Where the result goes.
+        Where the result goes; where the first block is, if not given.
     """
-    whole: dict[str, Tensor] = {}
-    edges: list[tuple[Tensor, tuple[Tensor, Tensor, Tensor]]] = []
-    scale: Literal["counts", "log1p"] = "counts"
-    for rows, block in blocks:
-        scale = block.scale
+
+    def __init__(self, n_spots: int, device: torch.device | None = None) -> None:
+        self._n_spots, self._device = n_spots, device
+        self._whole: dict[str, Tensor] = {}
+        self._edges: list[tuple[Tensor, tuple[Tensor, Tensor, Tensor]]] = []
+        self._scale: Literal["counts", "log1p"] = "counts"
+
+    def add(self, rows: Tensor, block: Denoised) -> None:
+        """Add the results of spots at these positions; the attention of a block has columns for all spots there are."""
+        self._scale = block.scale
         if block.attention is not None:
-            edges.append((rows, block.attention))
-        for name in ("mean", "dispersion", "dropout", "latent"):
+            self._edges.append((rows, block.attention))
+        is_all = len(rows) == self._n_spots and bool((rows.diff() == 1).all())
+        for name in ARRAYS:
             part: Tensor | None = getattr(block, name)
             if part is None:
                 continue
-            if len(rows) == n_spots and bool((rows.diff() == 1).all()):
-                whole[name] = part if device is None else part.to(device)
+            if is_all:
+                self._whole[name] = part if self._device is None else part.to(self._device)
                 continue
-            if name not in whole:
-                whole[name] = torch.empty(n_spots, part.shape[1], dtype=part.dtype, device=device or part.device)
-            target = whole[name]
+            if name not in self._whole:
+                shape = (self._n_spots, part.shape[1])
+                self._whole[name] = torch.empty(shape, dtype=part.dtype, device=self._device or part.device)
+            target = self._whole[name]
             target[rows.to(target.device)] = part.to(target.device)
-    return Denoised(scale=scale, attention=_join(edges, n_spots) if edges else None, history=history, **whole)
+
+    def result(self, history: Mapping[str, Sequence[float]]) -> Denoised:
+        """Return the whole, once each spot has been added."""
+        attention = _join(self._edges, self._n_spots) if self._edges else None
+        return Denoised(scale=self._scale, attention=attention, history=history, **self._whole)
+
+
+def collect(
+    blocks: Iterable[tuple[Tensor, Denoised]],
+    n_spots: int,
+    report: Mapping[str, Any],
+    device: torch.device | None = None,
+) -> Denoised:
+    """Put blocks together, with the history that the report of the run has once all of them were made."""
+    whole = Collector(n_spots, device)
+    for rows, block in blocks:
+        whole.add(rows, block)
+    return whole.result(report.get("history", {}))
 
 
 def _join(edges: Sequence[tuple[Tensor, tuple[Tensor, Tensor, Tensor]]], n_spots: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -91,6 +91,15 @@ class Spots:
     features: Tensor | None = None
     libraries: Tensor | None = None
 
+    def at_depth(self, median_total: float) -> Spots:
+        """Express the depth of the spots in units of other ones, of which a size factor of 1 has this total; an empty spot keeps 1."""
+        in_units = self.size_factors * (self.median_total / median_total)
+        return replace(
+            self,
+            size_factors=torch.where(self.nonempty, in_units, self.size_factors),
+            median_total=median_total,
+        )
+
     @cached_property
     def lognorm(self) -> Tensor:
         """`log1p` of counts scaled to 10 000 per spot over these genes; CSR of the same pattern."""

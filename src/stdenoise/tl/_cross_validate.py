@@ -12,7 +12,7 @@ from stdenoise._base.checks import check_number, near_match
 from stdenoise._base.device import resolve_device
 from stdenoise._base.random import check_seed
 from stdenoise._base.settings import settings
-from stdenoise._io.read import read_parts
+from stdenoise._io.section import open_section
 from stdenoise.methods._registry import inputs_of, make_method
 from stdenoise.methods._trial import Trial, check_fraction, held_out_scores
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
 
-    from stdenoise.methods import Denoiser
+    from stdenoise.methods import Method
 
 logger = logging.getLogger("stdenoise")
 
@@ -33,7 +33,7 @@ _NOTHING_GAINED = {
 
 def cross_validate(
     adata: AnnData,
-    methods: Sequence[str | Denoiser] = _DEFAULT,
+    methods: Sequence[str | Method] = _DEFAULT,
     *,
     params: Mapping[str, Mapping[str, Sequence[Any]]] | None = None,
     fraction: float = 0.1,
@@ -111,7 +111,7 @@ def cross_validate(
     check_number("n_splits", n_splits, minimum=1, integer=True)
     check_seed(seed)
     on = resolve_device(device)
-    parts = read_parts(
+    section = open_section(
         adata,
         inputs_of(candidates),
         layer=layer,
@@ -120,9 +120,8 @@ def cross_validate(
         library_key=library_key,
         spatial_key=spatial_key,
         features_key=features_key,
-        device=on,
     )
-    trial = Trial(*parts, on)
+    trial = Trial.of(section, candidates, on)
     table = held_out_scores(
         trial,
         candidates,
@@ -143,7 +142,7 @@ def cross_validate(
     return table
 
 
-def _candidates(methods: Sequence[str | Denoiser], params: Mapping[str, Mapping[str, Sequence[Any]]]) -> list[Denoiser]:
+def _candidates(methods: Sequence[str | Method], params: Mapping[str, Mapping[str, Sequence[Any]]]) -> list[Method]:
     if isinstance(methods, str):
         raise TypeError(f"methods must be a list, not {methods!r}; write [{methods!r}].")
     names = [method for method in methods if isinstance(method, str)]

@@ -1,4 +1,4 @@
-"""The verb that runs every denoising method."""
+"""Denoising, by every method."""
 
 from __future__ import annotations
 
@@ -8,36 +8,38 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stdenoise._base import keys as _keys
-from stdenoise._base.checks import check_choice, check_name
-from stdenoise._base.device import resolve_device, warn_of_threads
+from stdenoise._base.checks import check_bool, check_choice, check_name
+from stdenoise._base.compute import Checkpoint, Compute
+from stdenoise._base.device import resolve_device
 from stdenoise._base.files import check_writable
-from stdenoise._base.keys import GraphKeys
-from stdenoise._base.memory import read_memory
-from stdenoise._base.paths import ANNDATA, CHECKPOINT, MODEL, check_paths, files_of
+from stdenoise._base.paths import ANNDATA, CHECKPOINT, check_paths, files_of, scratch_of
 from stdenoise._base.random import check_seed
 from stdenoise._base.settings import settings
-from stdenoise._io import disk
-from stdenoise._io import rows as _stream
-from stdenoise._io.build_graph import build_graph
-from stdenoise._io.read import check_anndata, check_unique_genes, keys_to_read
-from stdenoise._io.section import Source, open_source
-from stdenoise.methods._models import read_model
+from stdenoise._io.rows import FILE_DTYPE
+from stdenoise._io.section import open_section
+from stdenoise._io.sink import open_sink
+from stdenoise._io.source import Source
+from stdenoise.methods._base import Method
 from stdenoise.methods._registry import inputs_of, make_method
-from stdenoise.tl import _fit
-from stdenoise.tl._network import Circumstances
+from stdenoise.tl._open_run import check_compute, open_run, speaks, spots_of
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
-    from stdenoise.methods import Denoiser
-    from stdenoise.methods._base import Model
-
-_DEFAULT_METHOD = "dusted"
+_MOVED = {
+    **dict.fromkeys(("memory", "devices", "strategy", "precision"), "compute=stdenoise.Compute({name}=...)"),
+    "checkpoint_minutes": "checkpoint=stdenoise.Checkpoint(path, minutes=...)",
+    "resume": "checkpoint=stdenoise.Checkpoint(path, resume=True)",
+    "save_model": "model = stdenoise.tl.train(adata, ...) and model.save(path)",
+    "model": "method=stdenoise.methods.load(path)",
+    "check_counts": "stdenoise.settings.check_counts",
+}
+"""Where what was an argument is now."""
 
 
 def denoise(
     adata: AnnData | Source | str | Path,
-    method: str | Denoiser | None = None,
+    method: str | Method = "dusted",
     *,
     layer: str | None = None,
     genes: str | Sequence[str] | None = None,
@@ -46,23 +48,15 @@ def denoise(
     spatial_key: str = _keys.SPATIAL,
     features_key: str | None = None,
     key_added: str | None = None,
-    check_counts: bool = True,
-    device: str = "auto",
-    seed: int = 0,
-    progress: bool | None = None,
     copy: bool = False,
-    memory: str | float | None = None,
-    devices: int = 1,
-    strategy: str = "auto",
-    precision: str = "32-true",
-    checkpoint: str | Path | None = None,
-    checkpoint_minutes: float = 10.0,
-    resume: bool = False,
-    save_model: str | Path | None = None,
-    model: str | Path | None = None,
     out: str | Path | None = None,
     arrays: Sequence[str] | None = None,
     dtype: str | None = None,
+    device: str = "auto",
+    seed: int = 0,
+    progress: bool | None = None,
+    compute: Compute | None = None,
+    checkpoint: Checkpoint | str | Path | None = None,
     **params: Any,
 ) -> AnnData | None:
     """Denoise the counts of a tissue section.
@@ -75,8 +69,8 @@ def denoise(
         With `out`, it may be backed or opened lazily, or the path of an `.h5ad` or `.zarr`. Of a file that has no spatial graph,
         one is built for a method that needs it, as by `stdenoise.pp.spatial_graph`.
     method
-        Name of a method, see `stdenoise.methods.table`, or a configured one such as
-        `stdenoise.methods.DUSTED(n_epochs=200)`. If not given, that of `model`, or else `"dusted"`.
+        Name of a method, see `stdenoise.methods.table`, a configured one such as `stdenoise.methods.DUSTED(n_epochs=200)`, or a trained
+        network (see `stdenoise.tl.train` and `stdenoise.methods.load`), which is applied as it is.
     layer
         Layer with the raw counts; `X` if not given.
     genes
@@ -94,37 +88,8 @@ def denoise(
         Key of image features in `obsm`, for methods that can use them (see `stdenoise.pp.image_features`); none if not given.
     key_added
         Prefix of the results; the name of the method if not given.
-    check_counts
-        Refuse fractional and log-transformed values. With `False` fractional values are taken as they are.
-    device
-        `"auto"` (see `stdenoise.settings`), `"cpu"`, `"cuda"` or `"cuda:<i>"`.
-    seed
-        The same seed gives the same bits on one machine and device.
-    progress
-        Show a progress bar on standard error; by default only on a terminal.
     copy
         Return a changed copy instead of changing `adata`.
-    memory
-        Memory that a network may use, in GB or as text such as `"6 GB"`; on a GPU, of its own memory. Within it, all spots are worked on
-        at a time, or patches of tissue; the result is the same. 60 % of what is free if not given.
-    devices
-        GPUs, or processes on the CPU, that train a network together; the result is the same but for rounding. Under `torchrun` and
-        `srun` the processes there are work together in any case.
-    strategy
-        How they are started, as in Lightning Fabric.
-    precision
-        `"32-true"`, or `"bf16-mixed"`: the widest products of DUSTED in bfloat16, for GPUs.
-    checkpoint
-        File in which the training of a network is saved on its way.
-    checkpoint_minutes
-        Time between two savings. An interruption saves too.
-    resume
-        Go on from `checkpoint`, where that file is there.
-    save_model
-        File for the trained network.
-    model
-        File of a trained network, to be applied instead of a training; the method and its parameters come from there. Genes are found by
-        name; means are expected at the depth of each spot, in units of the section that the network was trained on.
     out
         Write the section with the results to this `.zarr` or `.h5ad`, and leave `adata` as it is. A `.zarr` is written from disk to
         disk where memory asks for it.
@@ -134,6 +99,16 @@ def denoise(
     dtype
         `"float32"` or `"float16"`, of the arrays that have the size of the data. If not given: float32, and in a file (`out`) float32
         rounded to 9 significant bits, within 0.2 %, which takes about half the space.
+    device
+        `"auto"` (see `stdenoise.settings`), `"cpu"`, `"cuda"` or `"cuda:<i>"`.
+    seed
+        The same seed gives the same bits on one machine and device.
+    progress
+        Show a progress bar on standard error; by default only on a terminal.
+    compute
+        Memory budget, devices, strategy, precision and threads, see `stdenoise.Compute`; those of `stdenoise.settings` if not given.
+    checkpoint
+        File in which the training of a network is saved on its way, or a `stdenoise.Checkpoint`, which can resume from it.
     **params
         Parameters of the method, for DUSTED the fields of `stdenoise.methods.DUSTEDConfig` and `preset`.
 
@@ -160,12 +135,12 @@ def denoise(
     ValueError, KeyError, TypeError
         The input or a parameter is not valid, or a file would be written over what is read. Nothing is written then.
     FileExistsError
-        Something else is where `out`, `checkpoint` or `save_model` would be written.
+        Something else is where `out` or `checkpoint` would be written.
     FloatingPointError
         Training diverged, twice: the first time it goes on from the last good weights at half the learning rate. Nothing is
         written then.
     MemoryError
-        A network does not fit into the memory; the message has the estimates.
+        A network does not fit into the memory budget; the message has the estimates.
     KeyboardInterrupt
         Stopped. With `checkpoint`, what was done is saved.
 
@@ -178,97 +153,93 @@ def denoise(
     >>> adata.layers["dusted_mean"].shape
     (100, 20)
     """
-    files = {"checkpoint": checkpoint, "save_model": save_model, "model": model, "out": out}
-    paths = {name: None if value is None else Path(value) for name, value in files.items()}
+    data, target = as_path(adata), None if out is None else Path(out)
     check_seed(seed)
-    _check_output(paths["out"], copy=copy, dtype=dtype)
-    trained = None
-    if paths["model"] is None:
-        denoiser = make_method(_DEFAULT_METHOD if method is None else method, params)
-    else:
-        denoiser, trained = _read_model(paths["model"], method, genes, params)
-    written = _check_arrays(arrays, denoiser)
-    show_progress = settings.show_progress(progress)
+    _check_output(target, copy=copy, dtype=dtype)
+    denoiser, on = configured(method, params), resolve_device(device)
+    compute, saving = check_compute(compute, checkpoint, denoiser)
+    wanted = _check_arrays(arrays, denoiser)
     key = denoiser.info.name if key_added is None else key_added
     check_name("key_added", key)
-    if isinstance(adata, str):
-        adata = Path(adata)
-    _check_paths(adata, paths)
-
-    how = Circumstances(
-        memory=None if memory is None else read_memory(memory),
-        devices=devices,
-        strategy=strategy,
-        precision=precision,
-        checkpoint=paths["checkpoint"],
-        checkpoint_minutes=checkpoint_minutes,
-        resume=resume,
-        save_model=paths["save_model"],
-    )
-    how.check_applies_to(denoiser, is_trained=trained is not None)
-    on = resolve_device(device)
-    if isinstance(adata, Path):
-        adata, spatial_key = _open(
-            adata,
-            paths["out"],
-            denoiser,
-            layer,
-            graph_key=graph_key,
-            library_key=library_key,
-            spatial_key=spatial_key,
-        )
-    section = adata.light if isinstance(adata, Source) else adata
-    check_anndata(section, in_memory=out is None)
-    check_unique_genes(section)
-    keys = keys_to_read(
-        section,
+    if isinstance(data, Path) and target is None:
+        raise ValueError(f"adata={str(data)!r} is a path; say with out= where the result goes.")
+    check_files(data, [("out", target, ANNDATA), ("checkpoint", saving.path if saving else None, CHECKPOINT)])
+    may_stay = "patches" in denoiser.info.runs and target is not None and target.suffix == ".zarr"
+    section = open_section(
+        data,
         inputs_of([denoiser]),
+        layer=layer,
+        genes=genes,
         graph_key=graph_key,
         library_key=library_key,
         spatial_key=spatial_key,
         features_key=features_key,
+        model_genes=denoiser.genes,
+        may_stay=may_stay,
+        allow_fractions=not settings.check_counts,
     )
-    if on.type == "cpu":
-        warn_of_threads()
-    request = _fit.Request(
-        denoiser=denoiser,
-        trained=trained,
-        model_path=paths["model"],
-        how=how,
-        layer=layer,
-        genes=genes,
-        keys=keys,
-        key=key,
-        allow_fractions=not check_counts,
+    if target is not None and not speaks(denoiser):
+        return None
+    running = open_run(
+        compute,
+        denoiser,
+        section,
         device=on,
         seed=seed,
-        progress=show_progress,
-        arrays=written,
-        dtype=dtype or ("float32" if out is None else _stream.FILE_DTYPE),
+        progress=settings.show_progress(progress),
+        checkpoint=saving,
+        arrays=wanted,
+        scratch=scratch_of(target) if may_stay and target is not None else None,
     )
-    provenance = {
-        "method": denoiser.info.name,
-        # A list survives the disk, a tuple does not.
-        "params": {
-            k: list(v) if isinstance(v, tuple) else v for k, v in asdict(denoiser.config).items() if v is not None
-        },
-        "layer": layer or "X",
-        **{name: value or "" for name, value in keys.items()},
-        "seed": seed,
-        "device": str(request.device),
-    }
-    return _fit.run(adata, request, provenance, out=paths["out"], copy=copy)
+    with running as run:
+        record = {
+            "method": denoiser.info.name,
+            # A list survives the disk, a tuple does not.
+            "params": {
+                k: list(v) if isinstance(v, tuple) else v for k, v in asdict(denoiser.config).items() if v is not None
+            },
+            **section.record(),
+            "seed": seed,
+            "device": str(run.device),
+        }
+        kind = dtype or ("float32" if target is None else FILE_DTYPE)
+        sink = open_sink(section, run, key=key, arrays=wanted, dtype=kind, out=target, copy=copy, record=record)
+        for rows, block in denoiser.run(spots_of(section, run), run):
+            sink.write(rows, block)
+        sink.close(run.report)
+    return sink.result
+
+
+def configured(method: str | Method, params: Mapping[str, Any]) -> Method:
+    """Return the configured method; a parameter that has moved is an error that names its place."""
+    for name in params:
+        if name in _MOVED:
+            raise TypeError(f"{name} is no argument any more: use {_MOVED[name].format(name=name)}.")
+    return make_method(method, dict(params))
+
+
+def as_path(data: AnnData | Source | str | Path) -> AnnData | Source | Path:
+    """Turn text into a path."""
+    return Path(data) if isinstance(data, str) else data
+
+
+def check_files(data: AnnData | Source | Path, written: Sequence[tuple[str, Path | None, str]]) -> None:
+    """Refuse to write over what is read."""
+    if any(path is not None for _, path, _ in written):
+        read = files_of(data.data if isinstance(data, Source) else data)
+        check_paths([("adata", path) for path in read], written)
 
 
 def _check_output(out: Path | None, *, copy: bool, dtype: str | None) -> None:
     check_choice("dtype", dtype, [None, "float32", "float16"])
+    check_bool("copy", copy)
     if out is not None:
         check_writable(out)
         if copy:
             raise ValueError(f"out={str(out)!r} and copy=True exclude each other; give one.")
 
 
-def _check_arrays(arrays: Sequence[str] | None, denoiser: Denoiser) -> tuple[str, ...]:
+def _check_arrays(arrays: Sequence[str] | None, denoiser: Method) -> tuple[str, ...]:
     """Return the arrays to be written; raise for one that this configuration does not write."""
     if arrays is None:
         return denoiser.writes
@@ -280,54 +251,3 @@ def _check_arrays(arrays: Sequence[str] | None, denoiser: Denoiser) -> tuple[str
                 f"arrays={name!r} is not valid for {denoiser.label}, which writes {list(denoiser.writes)}."
             )
     return tuple(arrays)
-
-
-def _open(
-    path: Path,
-    out: Path | None,
-    denoiser: Denoiser,
-    layer: str | None,
-    *,
-    graph_key: str,
-    library_key: str | None,
-    spatial_key: str,
-) -> tuple[AnnData | Source, str]:
-    """Open a file, with a graph where one is needed, and return it with the key of the coordinates that are still to be read."""
-    if out is None:
-        raise ValueError(f"adata={str(path)!r} is a path; say with out= where the result goes.")
-    may_stream = denoiser.has_network and out.suffix == ".zarr"
-    data = open_source(path, layer) if may_stream else disk.read(path)
-    section = data.light if isinstance(data, Source) else data
-    # A key of the user's own is that of a graph there is.
-    is_missing = graph_key == _keys.SPATIAL and GraphKeys(graph_key).connectivities not in section.obsp
-    if is_missing and "graph" in denoiser.info.needs:
-        build_graph(section, library_key=library_key, spatial_key=spatial_key, key_added=graph_key)
-        if not denoiser.info.reads("coordinates"):
-            spatial_key = _keys.SPATIAL
-    return data, spatial_key
-
-
-def _check_paths(data: AnnData | Source | Path, paths: Mapping[str, Path | None]) -> None:
-    """Refuse to write over what is read."""
-    kinds = {"out": ANNDATA, "checkpoint": CHECKPOINT, "save_model": MODEL}
-    if any(paths[name] for name in kinds):
-        read = files_of(data.data if isinstance(data, Source) else data)
-        check_paths(
-            [*(("adata", path) for path in read), ("model", paths["model"])],
-            [(name, paths[name], kind) for name, kind in kinds.items()],
-        )
-
-
-def _read_model(
-    path: Path, method: str | Denoiser | None, genes: str | Sequence[str] | None, params: Mapping[str, Any]
-) -> tuple[Denoiser, Model]:
-    """Read a model, and refuse arguments that it has its own values for."""
-    denoiser, model = read_model(path)
-    if method not in (None, denoiser.info.name):
-        raise ValueError(
-            f"method={method!r}, but model={str(path)!r} is a network of {denoiser.info.name!r}; leave method out."
-        )
-    given = [*params, *(["genes"] if genes is not None else [])]
-    if given:
-        raise TypeError(f"{given} do not apply with model={str(path)!r}, which has its own.")
-    return denoiser, model

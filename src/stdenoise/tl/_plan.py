@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from stdenoise._base.memory import free_gb
-from stdenoise.methods._base import Denoiser
+from stdenoise.methods._network import Network, Trained
 
 logger = logging.getLogger("stdenoise")
 
@@ -75,7 +75,7 @@ class Plan:
 
 
 def make_plan(
-    denoiser: Denoiser,
+    denoiser: Network | Trained,
     size: Size,
     *,
     n_arrays: int,
@@ -145,7 +145,7 @@ def make_plan(
             most = min(most, size.n_spots)
             return _chosen(most, streamed, data_device, {**parts, "work": per_spot * most * _HALO}, budget)
         short, limit, place = {**parts, **least}, budget, str(device)
-    more = "more with memory=, or " if place == str(device) else ""
+    more = "more memory, or " if place == str(device) else ""
     advice = "" if may_stream or place != "cpu" else " With out= and a .zarr path, counts and results stay on disk."
     raise MemoryError(
         f"{denoiser.info.name} on {size.n_spots} spots x {size.n_genes} genes needs about {sum(short.values()):.2f} GB on {place} "
@@ -153,7 +153,7 @@ def make_plan(
     )
 
 
-def announce(denoiser: Denoiser, size: Size, plan: Plan, device: torch.device) -> None:
+def announce(denoiser: Network, size: Size, plan: Plan, device: torch.device) -> None:
     """Say what all genes cost on a CPU, where they are many: before the work, and where a user sees it."""
     if size.n_genes <= MANY_GENES or device.type != "cpu":
         return

@@ -1,13 +1,16 @@
-"""How a training runs, apart from what it computes: devices, memory, precision, checkpoints."""
+"""How a method runs, apart from what it computes: devices, memory, precision, checkpoints."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from stdenoise._base.compute import Checkpoint as Saving
+from stdenoise._base.compute import Compute
 from stdenoise.train.checkpoint import Checkpoint
 
 T = TypeVar("T")
@@ -15,7 +18,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Run:
-    """Circumstances of a training; none of them changes its result but for rounding.
+    """Circumstances of a run; none of them changes its result but for rounding.
 
     Parameters
     ----------
@@ -25,23 +28,46 @@ class Run:
         Show a progress bar on standard error.
     device
         Where the network is; that of the data if not given.
+    data_device
+        Where the counts are.
     max_spots
         Spots that are worked on at a time, at most.
-    precision
-        `"32-true"`, or `"bf16-mixed"`: the products with the widest weights in bfloat16.
+    scratch
+        Folder for counts and results that stay on disk; `None` where they are in memory.
+    compute, saving
+        What the user said of devices and checkpoints.
     checkpoint
         Where the training is saved on its way.
     fabric
         Lightning Fabric, launched, where several processes work together.
+    inspect
+        Look at the result of a network, and warn where it may have lost the tissue.
+    report
+        What a method has to say of a run beside its result: history, how the training ended, what the look at the result found.
     """
 
     seed: int = 0
     progress: bool = False
     device: torch.device | None = None
+    data_device: torch.device = torch.device("cpu")
     max_spots: int | None = None
-    precision: str = "32-true"
+    scratch: Path | None = None
+    compute: Compute = field(default_factory=Compute)
+    saving: Saving | None = None
     checkpoint: Checkpoint | None = None
     fabric: Any = None
+    inspect: bool = False
+    report: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def precision(self) -> str:
+        """`"32-true"`, or `"bf16-mixed"`: the products with the widest weights in bfloat16."""
+        return self.compute.precision
+
+    @property
+    def predicting(self) -> Run:
+        """Of the prediction: in memory each process has the whole section, and predicts all of it."""
+        return self if self.scratch is not None else replace(self, fabric=None)
 
     @property
     def share(self) -> tuple[int, int]:

@@ -88,7 +88,7 @@ def test_spots_are_split_once_and_shuffled_every_epoch(irregular, monkeypatch):
 def test_prediction_in_blocks_equals_that_of_the_whole(irregular, likelihood, monkeypatch):
     whole = fit(irregular.X, likelihood=likelihood)
     # Blocks of three spots, the last one shorter.
-    monkeypatch.setattr("stdenoise.nn.counts.BLOCK_ENTRIES", 3 * irregular.n_vars)
+    monkeypatch.setattr("stdenoise.methods.dca.method.BLOCK_ENTRIES", 3 * irregular.n_vars)
     model = DCA(**SMALL, likelihood=likelihood).train(spots_of(irregular.X), Run())
     blocks = list(DCA(**SMALL, likelihood=likelihood).predict(model, spots_of(irregular.X), Run()))
     assert [len(rows) for rows, _ in blocks] == [3] * 13 + [2]

@@ -270,7 +270,7 @@ FAST = {**SMALL, "schedule": "fast", "n_epochs": 8, "batch_size": 12}
 def result_of(data, run=None, **params):
     method, run = DUSTED(**{**FAST, **params}), run or Run()
     model = method.train(data, run)
-    return model, collect(method.predict(model, data, run), len(data.size_factors), model.history)
+    return model, collect(method.predict(model, data, run), len(data.size_factors), {"history": model.history})
 
 
 @pytest.mark.parametrize("likelihood", ["zinb", "nb"])

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 
 from stdenoise._base.random import torch_generator
-from stdenoise.methods._base import Denoiser, MethodInfo, Model, likelihood_arrays
-from stdenoise.methods._memory import network_memory
+from stdenoise.methods._base import MethodInfo, likelihood_arrays
+from stdenoise.methods._network import Model, Network, network_memory
 from stdenoise.methods.dca.batches import Batches, standardization
 from stdenoise.methods.dca.config import DCAConfig
 from stdenoise.methods.dca.module import DCAModule
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from stdenoise.train.run import Run
 
 
-class DCA(Denoiser):
+class DCA(Network):
     """Deep count autoencoder: each spot on its own, with a count likelihood. No graph is used.
 
     Parameters
@@ -67,6 +67,7 @@ class DCA(Denoiser):
         ),
         reference="Eraslan et al., Nature Communications 2019",
         licence="Apache-2.0",
+        runs=frozenset({"patches", "checkpoint", "model"}),
     )
     config_type = DCAConfig
     config: DCAConfig
@@ -78,10 +79,6 @@ class DCA(Denoiser):
 
     def train(self, spots: Spots, run: Run) -> Model:
         """Train on most non-empty spots, with the others as validation."""
-        if run.share[1] > 1:
-            raise ValueError(
-                "dca normalises over the spots of a batch, which cannot be shared among devices; use devices=1."
-            )
         config, n_genes = self.config, len(spots.genes)
         generator = torch_generator(run.seed)
         scored = spots.nonempty.nonzero().squeeze(1).cpu()

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 from stdenoise._base.random import torch_generator
-from stdenoise.methods._base import Denoiser, MethodInfo, Model, likelihood_arrays, make_config
-from stdenoise.methods._memory import network_memory
+from stdenoise.methods._base import MethodInfo, likelihood_arrays, make_config
+from stdenoise.methods._network import Model, Network, network_memory
 from stdenoise.methods.dusted.config import PRESETS, SCHEDULES, DUSTEDConfig
 from stdenoise.methods.dusted.module import DUSTEDModule, make_batch
 from stdenoise.methods.dusted.training import batch_size_of, passes_of, train_as_published, train_fast
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from stdenoise.train.run import Run
 
 
-class DUSTED(Denoiser):
+class DUSTED(Network):
     """Graph-attention autoencoder with gene channel attention and count likelihoods.
 
     Parameters
@@ -62,9 +62,9 @@ class DUSTED(Denoiser):
         reference="DUSTED, AAAI-25",
         licence="Apache-2.0",
         optional=("coordinates",),
+        runs=frozenset({"patches", "devices", "checkpoint", "model", "bf16"}),
     )
     config_type = DUSTEDConfig
-    precisions = ("32-true", "bf16-mixed")
     config: DUSTEDConfig
 
     def __init__(self, *, preset: str | None = None, **params: Any) -> None:

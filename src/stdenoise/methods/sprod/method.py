@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 
 from stdenoise._base.random import torch_generator
-from stdenoise.methods._base import Denoiser, MethodInfo
+from stdenoise.methods._base import Method, MethodInfo
 from stdenoise.methods.sprod.config import SprodConfig
 from stdenoise.methods.sprod.features import memberships, standardised
 from stdenoise.methods.sprod.learn import learn_graph
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _TOL = 1e-7
 
 
-class Sprod(Denoiser):
+class Sprod(Method):
     """Laplacian smoothing over a learned graph of spots that are near in space and alike in image or expression features.
 
     Parameters

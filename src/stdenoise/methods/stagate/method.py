@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from stdenoise._base.random import torch_generator
-from stdenoise.methods._base import Denoiser, MethodInfo, Model
-from stdenoise.methods._memory import network_memory
+from stdenoise.methods._base import MethodInfo
+from stdenoise.methods._network import Model, Network, network_memory
 from stdenoise.methods.stagate.config import STAGATEConfig
 from stdenoise.methods.stagate.module import STAGATEModule, make_batch
 from stdenoise.spatial.results import Denoised
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from stdenoise.train.run import Run
 
 
-class STAGATE(Denoiser):
+class STAGATE(Network):
     """Graph-attention autoencoder on log-normalised expression.
 
     Parameters
@@ -62,6 +62,7 @@ class STAGATE(Denoiser):
         reference="Dong and Zhang, Nature Communications 2022",
         licence="MIT",
         optional=("coordinates",),
+        runs=frozenset({"patches", "devices", "checkpoint", "model"}),
     )
     config_type = STAGATEConfig
     config: STAGATEConfig

@@ -9,9 +9,9 @@ import zarr
 from scipy import sparse
 
 import stdenoise as st
-from stdenoise._io import section as _source
+from stdenoise._io import source as _source
 from stdenoise._io.read import read_graph, select_genes
-from stdenoise._io.section import open_source
+from stdenoise._io.source import open_source
 
 pytestmark = pytest.mark.filterwarnings("ignore:Writing zarr v2 data:UserWarning")
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import stdenoise as st
+from stdenoise.methods._soundness import Soundness
 from stdenoise.spatial.results import Denoised
-from stdenoise.tl._soundness import Soundness
 from stdenoise.train.run import Run
 
 
@@ -102,7 +102,7 @@ def test_from_disk_to_disk_the_same_is_seen(tissue, tmp_path):
     params = {"method": "dusted", "schedule": "paper", "n_epochs": 3}
     st.tl.denoise(adata, **params)
     tissue.write_zarr(tmp_path / "in.zarr")
-    st.tl.denoise(tmp_path / "in.zarr", out=tmp_path / "out.zarr", memory=0.75, **params)
+    st.tl.denoise(tmp_path / "in.zarr", out=tmp_path / "out.zarr", compute=st.Compute(memory=0.75), **params)
     assert ad.read_zarr(tmp_path / "out.zarr").uns["dusted"]["check"] == pytest.approx(
         adata.uns["dusted"]["check"], rel=1e-3
     )
