@@ -119,7 +119,6 @@ class Clock:
     def __init__(self):
         self.seconds = dict.fromkeys(PARTS, 0.0)
         self.passes = []
-        self.called = set()
 
     @contextmanager
     def running(self, part):
@@ -134,7 +133,6 @@ class Clock:
         function = getattr(place, name)
 
         def timed(*args, **kwargs):
-            self.called.add(name)
             with self.running(part):
                 return function(*args, **kwargs)
 
@@ -168,21 +166,23 @@ class Clock:
 def one_size(tissue, target, passes, memory, device):
     from stdenoise import pp
     from stdenoise.__main__ import main
-    from stdenoise._io.section import Source
-    from stdenoise.methods import DUSTED
-    from stdenoise.tl import _fit, _streamed
+    from stdenoise._io.section import Section
+    from stdenoise._io.sink import Layers, Rows
+    from stdenoise.methods import DUSTED, Network
     from stdenoise.train.loop import _Training
 
     clock = Clock()
+    clock.seconds["blocks"] = 0.0
     clock.around(pp, "spatial_graph", "graph")
-    # Either the first or the second two are called.
-    for place, name in ((_streamed, "read_sorted"), (Source, "load"), (_fit, "_read")):
-        clock.around(place, name, "sorting")
-    clock.around(_fit, "_trained", "training")
+    # One of the two is called.
+    for name in ("sort", "spots"):
+        clock.around(Section, name, "sorting")
+    clock.around(Network, "trained", "training")
     clock.around_blocks(DUSTED, "predict", "prediction")
-    # Prediction runs within the first of these.
-    for place, name in ((_streamed, "write_streamed"), (_fit, "_store")):
-        clock.around(place, name, "writing")
+    # Blocks are written while prediction runs.
+    clock.around(Rows, "_take", "blocks")
+    for place in (Rows, Layers):
+        clock.around(place, "close", "writing")
     clock.around_passes(_Training)
     settings = ["schedule='fast'", "likelihood='nb'", *([f"n_epochs={passes}"] if passes else [])]
     options = [part for setting in settings for part in ("--set", setting)]
@@ -190,10 +190,10 @@ def one_size(tissue, target, passes, memory, device):
         ["-v", "denoise", tissue, target, "--memory", memory, "--device", device, "--no-progress", *options],
         standalone_mode=False,
     )
-    streamed = "read_sorted" in clock.called
     seconds = clock.seconds
-    if streamed:
-        seconds["writing"] -= seconds["prediction"]
+    blocks = seconds.pop("blocks")
+    seconds["prediction"] -= blocks
+    seconds["writing"] += blocks
     n_passes = len(clock.passes)
     per_pass = sum(clock.passes) / n_passes
     print(json.dumps({**seconds, "passes": n_passes, "pass": per_pass, "memory": peak_gb(), "gpu": peak_gpu_gb()}))

@@ -43,21 +43,15 @@ def read(path):
 
 def measure(adata, genes, params, *, seed, device):
     import stdenoise as st
-    from stdenoise.methods._trial import read_trial
+    from stdenoise._base.device import resolve_device
+    from stdenoise._io.section import open_section
+    from stdenoise.methods._registry import inputs_of
+    from stdenoise.methods._trial import Trial
 
     method = st.methods.DUSTED(**params)
-    whole = read_trial(
-        adata,
-        [method],
-        layer=None,
-        genes=genes,
-        graph_key="spatial",
-        library_key=None,
-        spatial_key="spatial",
-        features_key=None,
-        device=device,
-        seed=seed,
-    )
+    keys = {"graph_key": "spatial", "library_key": None, "spatial_key": "spatial", "features_key": None}
+    section = open_section(adata, inputs_of([method]), layer=None, genes=genes, **keys)
+    whole = Trial.of(section, [method], resolve_device(device))
     rest, held_out = whole.thinned(0.1, 100)
     start = time.perf_counter()
     result = rest.fit(method, seed=seed, progress=False)
