@@ -434,3 +434,16 @@ def test_a_model_and_an_earlier_file_of_that_name(tmp_path, monkeypatch):
         Trained(DUSTED(), Model({"a": torch.arange(4.0)}, ("x",), 1.0, {})).save(tmp_path / "a")
     assert (tmp_path / "a").read_bytes() == before
     assert list(tmp_path.iterdir()) == [tmp_path / "a"]
+
+
+def test_a_place_where_no_model_can_be_written(tmp_path):
+    trained = Trained(DUSTED(), Model({"a": torch.arange(3.0)}, ("x",), 1.0, {}))
+    with pytest.raises(FileNotFoundError, match="'.*nowhere/a'"):
+        trained.save(tmp_path / "nowhere" / "a")
+    (tmp_path / "notes").write_text("mine")
+    with pytest.raises(FileExistsError, match="'.*notes'"):
+        trained.save(tmp_path / "notes")
+    assert (tmp_path / "notes").read_text() == "mine"
+    # The network is not lost with it.
+    trained.save(tmp_path / "a")
+    assert st.methods.load(tmp_path / "a").model.genes == ("x",)

@@ -280,12 +280,16 @@ def test_torchrun_from_disk_to_disk(section, folder):
     assert {path.name for path in folder.iterdir()} == {"in.h5ad", "out.zarr", "network.pt"}
 
 
-def test_torchrun_and_a_method_without_a_network(section, folder):
-    run = torchrun("-m", "stdenoise", "denoise", "in.h5ad", "out.zarr", "--method", "gene_mean", "--dtype", "float32")
+@pytest.mark.parametrize("method", ["gene_mean", "dca"])
+def test_torchrun_and_a_method_that_cannot_be_shared(section, folder, method):
+    options = options_of({"n_epochs": 2}) if method == "dca" else []
+    command = ["denoise", "in.h5ad", "out.zarr", "--method", method, "--dtype", "float32", "--no-progress", *options]
+    run = torchrun("-m", "stdenoise", *command)
     printed, errors = run.communicate(timeout=120)
     assert run.returncode == 0, errors
-    assert printed.count("written   layers/gene_mean_mean") == 1
-    assert "gene_mean_mean" in ad.read_zarr("out.zarr").layers
+    # The first process works alone.
+    assert printed.count(f"written   layers/{method}_mean") == 1
+    assert f"{method}_mean" in ad.read_zarr("out.zarr").layers
 
 
 # One process ends

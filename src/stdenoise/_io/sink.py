@@ -64,6 +64,10 @@ class Sink:
 
     def close(self, report: Mapping[str, Any]) -> None:
         """Store all of it, with the report of the run."""
+        rest = {name: value for name, value in report.items() if name != "history"}
+        self._store_all({**self.record, **rest}, report.get("history", {}))
+
+    def _store_all(self, provenance: Mapping[str, Any], history: Mapping[str, Sequence[float]]) -> None:
         raise NotImplementedError
 
 
@@ -78,13 +82,11 @@ class Layers(Sink):
     def _take(self, rows: Tensor, block: Denoised) -> None:
         self._blocks.add(rows, block)
 
-    def close(self, report: Mapping[str, Any]) -> None:
-        """Store all of it; of several processes, one writes a file."""
+    def _store_all(self, provenance: Mapping[str, Any], history: Mapping[str, Sequence[float]]) -> None:
+        # Of several processes, one writes a file.
         if not self._writes:
             return
         target = output_of(self.section.adata, copy=self._copy or self._out is not None)
-        history = report.get("history", {})
-        provenance = {**self.record, **{name: value for name, value in report.items() if name != "history"}}
         write_denoised(target, self._blocks.result(history), self.places, provenance, dtype=self._dtype)
         if self._out is not None:
             disk.write(target, self._out)
@@ -111,8 +113,7 @@ class Rows(Sink):
         for name, value in found.items():
             self._files.write(at, getattr(self.places.names, name), self.places.ordered(name, value.cpu().numpy()))
 
-    def close(self, report: Mapping[str, Any]) -> None:
-        """Copy the section, and write all of it beside."""
+    def _store_all(self, provenance: Mapping[str, Any], history: Mapping[str, Sequence[float]]) -> None:
         run, places, section = self._run, self.places, self.section
         if self._store is None:
             # More processes than patches.
@@ -120,9 +121,9 @@ class Rows(Sink):
         run.wait()
         names = {getattr(places.names, name): name for name in ARRAYS}
         targets = {name: places.place(names[name]) for name in self._files.widths}
-        provenance = {**self.record, **{name: value for name, value in report.items() if name != "history"}}
-        fields = places.fields(dict.fromkeys(targets.values()), provenance, self._scale, report.get("history", {}))
+        fields = places.fields(dict.fromkeys(targets.values()), provenance, self._scale, history)
         small = {place: value for place, value in fields.items() if value is not None}
+        # The section is copied, and all of the result written beside.
         with replacing(self._out) if run.is_first else nullcontext(self._folder) as fresh:
             if run.is_first:
                 section.on_disk.copy_to(fresh)
