@@ -19,6 +19,8 @@ def test_the_lowest_versions_are_those_of_the_project():
     wanted = [*project["project"]["dependencies"], *project["dependency-groups"]["test"]]
     pins = dict(re.findall(r"^([\w.-]+)==(\S+)$", PINS.read_text(), flags=re.MULTILINE))
     for requirement in map(Requirement, wanted):
+        if requirement.name == "squidpy":  # asks for newer releases of the others
+            continue
         (bound,) = requirement.specifier
         assert bound.operator == ">="
         assert Version(pins[requirement.name]) == Version(bound.version), requirement.name

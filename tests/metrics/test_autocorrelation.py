@@ -5,7 +5,6 @@ import anndata as ad
 import numpy as np
 import pytest
 import scanpy as sc
-import squidpy as sq
 from scipy import sparse
 from sklearn.preprocessing import normalize
 
@@ -18,6 +17,7 @@ BOTH = pytest.mark.parametrize(
 
 
 def squidpys(adata, mode, **arguments):
+    sq = pytest.importorskip("squidpy")
     return sq.gr.spatial_autocorr(adata, mode=mode, copy=True, show_progress_bar=False, **arguments)
 
 
