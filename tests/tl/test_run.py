@@ -169,18 +169,18 @@ def test_arrays_that_were_not_asked_for_are_dropped(hexagonal, arrays):
     assert found == {"dusted_mean", *(wanted.get(name, f"dusted_{name}") for name in arrays)}
 
 
-def test_a_bar_counts_the_spots_of_the_patches(capsys):
-    spots = spots_of(np.random.default_rng(0).poisson(3, size=(20, 4)))
+def test_a_bar_counts_the_spots_of_the_patches(hexagonal, read_spots, capsys):
+    spots = read_spots(hexagonal, graph_key="spatial", spatial_key="spatial")
     network = DUSTED(**SMALL)
     model = network.train(spots, Run())
     # All spots at a time take no bar.
     for run, wanted in (
-        (Run(max_spots=8, progress=True), True),
-        (Run(max_spots=8), False),
+        (Run(max_spots=20, progress=True), True),
+        (Run(max_spots=20), False),
         (Run(progress=True), False),
     ):
         list(network.predicted(model, spots, run))
-        assert ("20/20" in capsys.readouterr().err) == wanted
+        assert ("61/61" in capsys.readouterr().err) == wanted
 
 
 # Checkpoints

@@ -60,14 +60,14 @@ Path("out.pkl").write_bytes(pickle.dumps(models))
 
 # Python imports this first, in whatever process: each step takes a while.
 SLOW = """
-import pathlib, time
+import os, pathlib, time
 import torch
 from stdenoise.methods.dusted.module import DUSTEDModule
 
 torch.set_num_threads(1)
 loss = DUSTEDModule.loss
 def slow(self, batch):
-    pathlib.Path("training").touch()
+    pathlib.Path("training" + os.environ["RANK"]).touch()
     time.sleep(0.05)
     return loss(self, batch)
 DUSTEDModule.loss = slow
@@ -316,13 +316,15 @@ def wait_until(condition, seconds=60):
 
 
 def start_slow_run(folder, launch, *options, minutes=0):
-    """Start a run that would take minutes, and wait until it is training and, if it does so at once, has saved something."""
+    """Start a run that would take minutes, and wait until both processes train or, if they do so at once, have saved something."""
     (folder / "slow").mkdir()
     (folder / "slow" / "sitecustomize.py").write_text(SLOW)
     options = [*options_of(LONG), "--no-progress", "--checkpoint", "run.pt", *options, "--checkpoint-minutes", minutes]
     command = ["-m", "stdenoise", "denoise", "in.h5ad", "out.zarr", *options]
     run = launch(*command, PYTHONPATH=str(folder / "slow"))
-    wait_until((folder / ("training" if minutes else "run.pt")).exists)
+    # A process that has not begun its first step does not yet delay signals.
+    ready = [folder / name for name in (("training0", "training1") if minutes else ("run.pt",))]
+    wait_until(lambda: all(path.exists() for path in ready))
     return run
 
 
