@@ -50,7 +50,8 @@ def train(
     Parameters
     ----------
     adata
-        Annotated data as for `stdenoise.tl.denoise`, or the path of an `.h5ad` or `.zarr`; not changed.
+        Annotated data as for `stdenoise.tl.denoise`, or the path of an `.h5ad` or `.zarr`; not changed. Counts that do not fit into the memory
+        budget are sorted into the system's folder for temporary files (`TMPDIR`).
     method
         Name of a method that trains a network (`"model"` under `runs` in `stdenoise.methods.table`), or a configured one.
     layer
