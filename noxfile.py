@@ -4,6 +4,7 @@ Every install uses the versions of `constraints.txt`, but for `minimum` and `new
 `pyproject.toml` allows and with the newest releases.
 """
 
+import os
 import shutil
 from pathlib import Path
 
@@ -17,6 +18,15 @@ nox.options.reuse_existing_virtualenvs = True
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 CONSTRAINTS = ("-c", "constraints.txt")
 ENV = {"MPLBACKEND": "agg"}
+# Each of several processes has a core of its own.
+CORES = min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+PARALLEL = ("-n", str(CORES), "--dist", "worksteal") if CORES > 1 else ()
+
+
+def run_tests(session: nox.Session) -> None:
+    """Run the tests, on all cores that this process may use; arguments after `--` go to pytest."""
+    env = ENV | ({"OMP_NUM_THREADS": "1"} if PARALLEL else {})
+    session.run("pytest", *PARALLEL, *session.posargs, env=env)
 
 
 def install(session: nox.Session, *packages: str, groups: tuple[str, ...] = ()) -> None:
@@ -40,7 +50,7 @@ def tests(session: nox.Session) -> None:
             install(session, "-e", ".[r]")
         except CommandFailed:
             session.warn("rpy2 could not be installed: the tests that compare with R are skipped")
-    session.run("pytest", *session.posargs, env=ENV)
+    run_tests(session)
 
 
 @nox.session
@@ -96,11 +106,11 @@ def minimum(session: nox.Session) -> None:
     # All of them are named in the file: pip would search for hours.
     session.install("--no-deps", "-r", "constraints-minimum.txt")
     session.install("--no-deps", "-e", ".")
-    session.run("pytest", *session.posargs, env=ENV)
+    run_tests(session)
 
 
 @nox.session
 def newest(session: nox.Session) -> None:
     """Run the tests with the newest releases of everything; arguments after `--` go to pytest."""
     session.install("-e", ".[squidpy]", *nox.project.dependency_groups(PYPROJECT, "test"))
-    session.run("pytest", *session.posargs, env=ENV)
+    run_tests(session)

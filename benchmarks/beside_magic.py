@@ -38,10 +38,10 @@ def run_ours(matrix, n_pca, seed):
 
     from stdenoise.methods.magic import MAGIC
     from stdenoise.spatial.graph import to_csr_tensor
-    from stdenoise.spatial.spots import Context, make_spots
+    from stdenoise.spatial.spots import Tissue
 
     genes = [str(number) for number in range(matrix.shape[1])]
-    spots = make_spots(matrix, genes, positions=None, context=Context(), device=torch.device("cpu"))
+    spots = Tissue().with_counts(matrix, genes, positions=None, device=torch.device("cpu"))
     # The matrix is taken as it is: nothing is transformed, nothing squared afterwards.
     vars(spots)["lognorm"] = to_csr_tensor(matrix, dtype=torch.float32)
     method = MAGIC(transform="log1p", n_pca=n_pca)

@@ -59,13 +59,15 @@ def run_ours(adata, weights, mode, radius):
 
     from stdenoise.methods.sme import SME
     from stdenoise.spatial.graph import to_csr_tensor
-    from stdenoise.spatial.spots import Context, make_spots
+    from stdenoise.spatial.spots import Tissue
 
-    context = Context(
-        coordinates=torch.tensor(adata.obs[["imagecol", "imagerow"]].to_numpy()),
-        features=torch.tensor(adata.obsm["X_morphology"], dtype=torch.float32),
+    tissue = Tissue(
+        arrays={
+            "coordinates": torch.tensor(adata.obs[["imagecol", "imagerow"]].to_numpy()),
+            "features": torch.tensor(adata.obsm["X_morphology"], dtype=torch.float32),
+        }
     )
-    spots = make_spots(adata.X, list(adata.var_names), positions=None, context=context, device=torch.device("cpu"))
+    spots = tissue.with_counts(adata.X, list(adata.var_names), positions=None, device=torch.device("cpu"))
     # The values are on the scale of the result already.
     vars(spots)["lognorm"] = to_csr_tensor(adata.X, dtype=torch.float32)
     method = SME(weights=weights, mode=mode, radius=radius)

@@ -43,8 +43,8 @@ def model(likelihood):
 def ours(likelihood, n_epochs):
     import torch
 
-    from stdenoise.methods.dca.batches import Batches, standardization
-    from stdenoise.spatial.spots import Context, make_spots
+    from stdenoise.methods.dca.batches import make_batch, standardization
+    from stdenoise.spatial.spots import Tissue
     from stdenoise.train.loop import train
     from stdenoise.train.patches import Patches
     from stdenoise.train.run import Run
@@ -52,15 +52,17 @@ def ours(likelihood, n_epochs):
     counts, _, _, _ = tissue()
     module, generator = model(likelihood)
     names = [f"gene{j}" for j in range(N_GENES)]
-    data = Patches(make_spots(counts, names, positions=None, context=Context(), device=torch.device("cpu")))
+    data = Patches(Tissue().with_counts(counts, names, positions=None, device=torch.device("cpu")))
     scale, input_of_zero = standardization(data, N_SPOTS)
-    batches = Batches(data, scale, input_of_zero.float())
     times = []
+
+    def take(rows):
+        return make_batch(data.patch(rows.numpy(), len(rows)), scale, input_of_zero.float())
 
     def epoch(skip):
         times.append(time.process_time())
         order = torch.randperm(N_SPOTS, generator=generator)
-        return ([batches.take(rows)] for rows in order.split(BATCH)[skip:])
+        return ([take(rows)] for rows in order.split(BATCH)[skip:])
 
     history = train(
         module,

@@ -51,17 +51,13 @@ def patches(device, n_hops):
 
     from stdenoise.spatial.graph import SpatialGraph
     from stdenoise.spatial.radius import auto_radius_edges
-    from stdenoise.spatial.spots import Context, make_spots
+    from stdenoise.spatial.spots import Tissue
     from stdenoise.train.patches import Patches
 
     counts, _, _, xy = tissue()
     graph = SpatialGraph.from_scipy(auto_radius_edges(xy, 6.0).distances, device=device)
-    spots = make_spots(
-        counts,
-        [f"gene{j}" for j in range(N_GENES)],
-        positions=None,
-        context=Context(graph=graph),
-        device=torch.device(device),
+    spots = Tissue(graphs={"spatial": graph}).with_counts(
+        counts, [f"gene{j}" for j in range(N_GENES)], positions=None, device=torch.device(device)
     )
     return Patches(spots, n_hops=n_hops)
 

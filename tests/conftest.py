@@ -183,15 +183,12 @@ def read_trial():
 @pytest.fixture(scope="session")
 def read_spots():
     """What methods see of an AnnData."""
-    from stdenoise._io.read import read_context, read_counts
-    from stdenoise.spatial.spots import make_spots
+    from stdenoise._io.read import read_counts, read_tissue
 
     def read(adata, *, layer=None, positions=None, allow_fractions=False, **keys):
         counts = read_counts(adata, layer, allow_fractions=allow_fractions)
         none = dict.fromkeys(("graph_key", "library_key", "spatial_key", "features_key"))
-        context = read_context(adata, **{**none, **keys}, device=torch.device("cpu"))
-        return make_spots(
-            counts, tuple(adata.var_names), positions=positions, context=context, device=torch.device("cpu")
-        )
+        tissue = read_tissue(adata, **{**none, **keys}, device=torch.device("cpu"))
+        return tissue.with_counts(counts, tuple(adata.var_names), positions=positions, device=torch.device("cpu"))
 
     return read

@@ -1,6 +1,6 @@
 import contextlib
+import inspect
 import logging
-import os
 import re
 import signal
 import subprocess
@@ -18,7 +18,8 @@ import stdenoise as st
 from stdenoise import __main__ as cli
 from stdenoise._io import disk
 
-FAST = ["--set", "n_hidden=8", "--set", "n_latent=3", "--set", "n_epochs=3", "--set", "lr=0.01"]
+SMALL = {"n_hidden": 8, "n_latent": 3, "n_epochs": 3, "lr": 0.01}
+FAST = [part for name, value in SMALL.items() for part in ("--set", f"{name}={value}")]
 
 
 @pytest.fixture
@@ -38,24 +39,30 @@ def run():
 
 
 @pytest.fixture
-def section(tmp_path):
-    """A file with counts and coordinates, without a graph."""
+def tissue():
+    """Counts and coordinates, without a graph."""
+    return st.datasets.tissue(n_spots=61, n_genes=12)
+
+
+@pytest.fixture
+def section(tissue, tmp_path):
     path = tmp_path / "section.h5ad"
-    st.datasets.tissue(n_spots=61, n_genes=12).write_h5ad(path)
+    tissue.write_h5ad(path)
     return path
 
 
 @pytest.fixture
-def deep_section(tmp_path):
-    """A file with enough counts for a choice of highly variable genes; its last five genes are rare."""
-    adata = st.datasets.tissue(n_spots=200, n_genes=30)
-    counts = 10 * adata.X.toarray()
-    counts[:, -5:] = counts[:, -5:] > np.quantile(counts[:, -5:], 0.9, axis=0)
-    adata.X = counts
-    adata.layers["raw_counts"] = counts
-    path = tmp_path / "deep.h5ad"
-    adata.write_h5ad(path)
-    return path
+def denoised(run, tissue, tmp_path):
+    """Write an AnnData, denoise it by a command that succeeds, and read the result; the last output is kept."""
+
+    def denoise(*arguments, adata=tissue, out="out.h5ad"):
+        adata.write_h5ad(tmp_path / "in.h5ad")
+        result = run("denoise", tmp_path / "in.h5ad", tmp_path / out, *arguments)
+        assert result.exit_code == 0, result.output
+        denoise.stdout, denoise.stderr = result.stdout, result.stderr
+        return disk.read(tmp_path / out)
+
+    return denoise
 
 
 def lines_of(text):
@@ -69,35 +76,32 @@ def names_in(folder):
 # denoise
 
 
-@pytest.mark.parametrize("suffix_in", [".h5ad", ".zarr"])
-@pytest.mark.parametrize("suffix_out", [".h5ad", ".zarr"])
+@pytest.mark.parametrize(("suffix_in", "suffix_out"), [(".h5ad", ".zarr"), (".zarr", ".h5ad")])
 @pytest.mark.usefixtures("exact_files")
-def test_denoise_reads_and_writes_both_formats(run, tmp_path, suffix_in, suffix_out):
+def test_denoise_reads_both_formats_and_replaces_both(run, tissue, tmp_path, suffix_in, suffix_out):
     source, target = tmp_path / f"in{suffix_in}", tmp_path / f"out{suffix_out}"
-    adata = st.datasets.tissue(n_spots=61, n_genes=12)
-    disk.write(adata, source)
+    disk.write(tissue, source)
+    disk.write(st.datasets.tissue(n_spots=5, n_genes=3), target)
     result = run("denoise", source, target, *FAST)
     assert result.exit_code == 0, result.output
-    st.pp.spatial_graph(adata)
-    st.tl.denoise(adata, n_hidden=8, n_latent=3, n_epochs=3, lr=0.01)
+    st.pp.spatial_graph(tissue)
+    st.tl.denoise(tissue, **SMALL)
     back = disk.read(target)
-    np.testing.assert_array_equal(back.layers["dusted_mean"], adata.layers["dusted_mean"])
-    np.testing.assert_array_equal(back.X.toarray(), adata.X.toarray())
+    np.testing.assert_array_equal(back.layers["dusted_mean"], tissue.layers["dusted_mean"])
+    np.testing.assert_array_equal(back.X.toarray(), tissue.X.toarray())
     assert names_in(tmp_path) == sorted([source.name, target.name])
 
 
-def test_denoise_prints_a_summary(run, section, tmp_path):
-    result = run("denoise", section, tmp_path / "out.h5ad", *FAST, "--seed", 5)
-    summary = dict(line.split(maxsplit=1) for line in lines_of(result.stdout))
+def test_denoise_prints_a_summary(denoised, tmp_path):
+    denoised(*FAST, "--seed", 5)
+    summary = dict(line.split(maxsplit=1) for line in lines_of(denoised.stdout))
     assert list(summary) == [
         *("method", "data", "graph", "written", "loss", "training", "check", "time", "memory", "file")
     ]
     assert summary["method"] == "dusted, seed 5, cpu"
     assert summary["data"] == "61 spots x 12 genes, scale counts"
     assert summary["graph"] == "5.11 neighbours on average, 0 isolated and 0 coincident spots, 1 components"
-    assert summary["written"].startswith(
-        "layers/dusted_mean, layers/dusted_dispersion, layers/dusted_dropout, obsm/X_dust"
-    )
+    assert summary["written"].startswith("layers/dusted_mean, layers/dusted_dispersion, layers/dusted_dropout, obsm/X_")
     assert re.fullmatch(r"\d+\.\d{4} first, \d+\.\d{4} last, 3 epochs", summary["loss"])
     assert re.fullmatch(r"\d+\.\d s", summary["time"])
     assert summary["training"] == "all 3 epochs are over"
@@ -106,318 +110,237 @@ def test_denoise_prints_a_summary(run, section, tmp_path):
     assert summary["file"] == f"{tmp_path / 'out.h5ad'}, {size:.1f} MB"
 
 
-def test_the_summary_says_what_the_fast_schedule_gained(run, section, tmp_path):
-    settings = ["--set", "schedule=fast", "--set", "n_hidden=8", "--set", "n_latent=3", "--set", "n_epochs=6"]
-    result = run("denoise", section, tmp_path / "out.h5ad", *settings)
-    summary = dict(line.split(maxsplit=1) for line in lines_of(result.stdout))
-    ending = ad.read_h5ad(tmp_path / "out.h5ad").uns["dusted"]["training"]
+def test_the_summary_says_what_the_fast_schedule_gained(denoised):
+    adata = denoised(*FAST[:4], "--set", "schedule=fast", "--set", "n_epochs=6")
+    ending = adata.uns["dusted"]["training"]
     assert (ending["best_epoch"], ending["annealing_from"]) == (4, 4)
-    assert f"{ending['held_out_explained']:.1%} of the gene means' held-out deviance explained" in summary["training"]
-    assert "back to epoch 4 after 4" in summary["training"]
+    assert f"{ending['held_out_explained']:.1%} of the gene means' held-out deviance explained" in denoised.stdout
+    assert "back to epoch 4 after 4" in denoised.stdout
 
 
-@pytest.mark.parametrize("suffix", [".h5ad", ".zarr"])
-def test_values_in_a_file_are_rounded_to_two_tenths_of_a_percent(run, section, tmp_path, suffix):
-    exact, rounded = tmp_path / f"exact{suffix}", tmp_path / f"rounded{suffix}"
-    assert run("denoise", section, exact, *FAST, "--dtype", "float32").exit_code == 0
-    assert run("denoise", section, rounded, *FAST).exit_code == 0
-    for name in ("mean", "dispersion", "dropout"):
-        before, after = (disk.read(path).layers[f"dusted_{name}"] for path in (exact, rounded))
+def test_values_in_a_file_are_rounded_to_two_tenths_of_a_percent(denoised):
+    exact, rounded = denoised(*FAST, "--dtype", "float32"), denoised(*FAST)
+    for name in ("dusted_mean", "dusted_dispersion", "dusted_dropout"):
+        before, after = exact.layers[name], rounded.layers[name]
         assert after.dtype == np.float32
-        error = np.abs(after / before - 1).max()
-        assert 2**-12 < error <= 2**-9
+        assert 2**-12 < np.abs(after / before - 1).max() <= 2**-9
         # Nine significant bits: what is left of the others is zero.
         assert not (after.view(np.uint32) & 0x7FFF).any()
-    np.testing.assert_array_equal(disk.read(rounded).obsm["X_dusted"], disk.read(exact).obsm["X_dusted"])
+    np.testing.assert_array_equal(rounded.obsm["X_dusted"], exact.obsm["X_dusted"])
+    half = denoised(*FAST, "--dtype", "float16", "--arrays", "dropout, latent")
+    assert {name for name in half.layers if "dusted" in name} == {"dusted_mean", "dusted_dropout"}
+    assert half.layers["dusted_dropout"].dtype == np.float16
+    assert "X_dusted" in half.obsm
 
 
-@pytest.mark.parametrize(("flag", "shown"), [([], True), (["--progress"], True), (["--no-progress"], False)])
-def test_progress_goes_to_standard_error(run, section, tmp_path, flag, shown):
-    result = run("denoise", section, tmp_path / "out.h5ad", *FAST, *flag)
-    assert ("3/3" in result.stderr) == shown
-    assert "3/3" not in result.stdout
+def test_progress_and_log_go_to_standard_error(run, section, tmp_path):
+    for verbose, flag, shown in (("-v", [], (True, True)), (None, ["--no-progress"], (False, False))):
+        flags = [] if verbose is None else [verbose]
+        result = run(*flags, "denoise", section, tmp_path / "out.h5ad", *FAST, *flag)
+        for text, is_shown in zip(("3/3", "spatial graph: radius"), shown, strict=True):
+            assert (text in result.stderr) == is_shown
+            assert text not in result.stdout
 
 
-@pytest.mark.parametrize(("flag", "shown"), [([], False), (["-v"], True), (["--verbose"], True)])
-def test_the_log_goes_to_standard_error_when_asked_for(run, section, tmp_path, flag, shown):
-    result = run(*flag, "denoise", section, tmp_path / "out.h5ad", *FAST)
-    assert ("spatial graph: radius" in result.stderr) == shown
-    assert "spatial graph: radius" not in result.stdout
+def test_settings_are_read_as_what_they_look_like(denoised):
+    for settings, expected in (
+        (
+            ["n_epochs=2", "lr=1e-3", "gene_attention=False", "likelihood=nb", "reduction='mean'"],
+            {"n_epochs": 2, "lr": 1e-3, "gene_attention": False, "likelihood": "nb", "reduction": "mean"},
+        ),
+        (["preset=hocwta", "restore_best=True"], {"likelihood": "nb", "alpha": 1.0, "restore_best": True}),
+    ):
+        params = denoised(*FAST, *(part for text in settings for part in ("--set", text))).uns["dusted"]["params"]
+        for name, value in expected.items():
+            assert params[name] == value
+            assert isinstance(params[name], bool | np.bool_) == isinstance(value, bool)
 
 
-@pytest.mark.parametrize(
-    ("settings", "expected"),
-    [
-        (["n_epochs=2"], {"n_epochs": 2}),
-        (["lr=1e-3", "alpha=0.5"], {"lr": 1e-3, "alpha": 0.5}),
-        (["gene_attention=False", "restore_best=True"], {"gene_attention": False, "restore_best": True}),
-        (["likelihood=nb", "reduction='mean'"], {"likelihood": "nb", "reduction": "mean"}),
-        (["preset=hocwta"], {"likelihood": "nb", "alpha": 1.0}),
-    ],
-    ids=str,
-)
-def test_settings_are_read_as_what_they_look_like(run, section, tmp_path, settings, expected):
-    options = [part for setting in settings for part in ("--set", setting)]
-    result = run("denoise", section, tmp_path / "out.h5ad", *FAST, *options)
-    assert result.exit_code == 0, result.output
-    params = ad.read_h5ad(tmp_path / "out.h5ad").uns["dusted"]["params"]
-    for name, value in expected.items():
-        assert params[name] == value
-        assert isinstance(params[name], bool | np.bool_) == isinstance(value, bool)
-
-
-def test_genes_by_name(run, section, tmp_path):
-    result = run("denoise", section, tmp_path / "out.h5ad", *FAST, "--genes", "gene7,gene1")
-    assert "61 spots x 2 genes" in result.stdout
-    assert list(st.get.denoised(ad.read_h5ad(tmp_path / "out.h5ad")).var_names) == ["gene1", "gene7"]
-
-
-def test_genes_marked_in_the_file(run, tmp_path):
-    adata = st.datasets.tissue(n_spots=61, n_genes=12)
-    adata.var["highly_variable"] = np.arange(12) < 4
-    adata.write_h5ad(tmp_path / "in.h5ad")
-    run("denoise", tmp_path / "in.h5ad", tmp_path / "out.h5ad", *FAST, "--genes", "highly_variable")
-    assert st.get.denoised(ad.read_h5ad(tmp_path / "out.h5ad")).n_vars == 4
+def test_genes_by_name_or_marked_in_the_file(denoised, tissue):
+    command = ["--method", "gene_mean", "--genes"]
+    back = denoised(*command, "gene7,gene1, gene10")
+    assert "61 spots x 3 genes" in denoised.stdout
+    assert list(st.get.denoised(back, "gene_mean").var_names) == ["gene1", "gene7", "gene10"]
+    tissue.var["highly_variable"] = np.arange(12) < 4
+    assert st.get.denoised(denoised(*command, "highly_variable"), "gene_mean").n_vars == 4
 
 
 @pytest.mark.parametrize("layer", [None, "raw_counts"])
-def test_highly_variable_genes_are_chosen_by_scanpy_among_those_with_counts(run, deep_section, tmp_path, layer):
+def test_highly_variable_genes_are_chosen_by_scanpy_among_those_with_counts(denoised, layer):
     import scanpy as sc
 
-    adata = ad.read_h5ad(deep_section)
-    options = ["--n-top-genes", 8]
-    if layer:
-        options += ["--layer", layer]
-        adata.X = adata.X[:, ::-1].copy()
-        adata.write_h5ad(deep_section)
-    result = run("denoise", deep_section, tmp_path / "out.h5ad", *FAST, *options)
-    assert result.exit_code == 0, result.output
-    candidates = ad.AnnData(ad.read_h5ad(deep_section).layers["raw_counts"], var=adata.var)
-    candidates = candidates[:, candidates.X.sum(axis=0) > 100].copy()
+    adata = st.datasets.tissue(n_spots=200, n_genes=30)
+    counts = 10 * adata.X.toarray()
+    # The last five are rare.
+    counts[:, -5:] = counts[:, -5:] > np.quantile(counts[:, -5:], 0.9, axis=0)
+    adata.X = counts[:, ::-1].copy() if layer else counts
+    adata.layers["raw_counts"] = counts
+    options = ["--layer", layer] if layer else []
+    back = denoised("--method", "gene_mean", "--n-top-genes", 8, *options, adata=adata)
+    candidates = ad.AnnData(counts, var=adata.var)
+    candidates = candidates[:, counts.sum(axis=0) > 100].copy()
     assert candidates.n_vars < 30
     sc.pp.highly_variable_genes(candidates, flavor="seurat_v3", n_top_genes=8)
-    expected = candidates.var_names[candidates.var["highly_variable"]]
-    back = ad.read_h5ad(tmp_path / "out.h5ad")
-    assert list(st.get.denoised(back).var_names) == list(expected)
-    assert list(back.var_names[back.var["highly_variable"]]) == list(expected)
+    expected = list(candidates.var_names[candidates.var["highly_variable"]])
+    assert list(st.get.denoised(back, "gene_mean").var_names) == expected
+    assert list(back.var_names[back.var["highly_variable"]]) == expected
 
 
-def test_a_graph_in_the_file_is_used(run, tmp_path):
-    adata = st.datasets.tissue(n_spots=61, n_genes=12)
-    st.pp.spatial_graph(adata, radius=180)
-    adata.write_h5ad(tmp_path / "in.h5ad")
-    run("denoise", tmp_path / "in.h5ad", tmp_path / "out.h5ad", *FAST)
-    assert ad.read_h5ad(tmp_path / "out.h5ad").uns["spatial_neighbors"]["params"]["radius"] == 180
+def test_the_graph_is_that_of_the_file_or_built_where_it_is_needed(denoised, tissue):
+    near = ["--method", "neighbor_mean"]
+    for radius, n_neighbors in (("120", 6), ("180", 12)):
+        assert denoised(*near, "--radius", radius).obsp["spatial_connectivities"].sum(axis=1).max() == n_neighbors
+    assert not denoised("--method", "gene_mean").obsp
+    st.pp.spatial_graph(tissue, radius=180)
+    assert denoised(*near).uns["spatial_neighbors"]["params"]["radius"] == 180
+    assert "neighbours on average" in denoised.stdout
+    denoised("--method", "gene_mean")
+    assert "neighbours on average" not in denoised.stdout
 
 
-def test_no_graph_is_built_where_none_is_needed(run, section, tmp_path):
-    run("denoise", section, tmp_path / "out.h5ad", "--method", "poisson_factorization", "--set", "rank=2")
-    assert not ad.read_h5ad(tmp_path / "out.h5ad").obsp
-    result = run("denoise", section, tmp_path / "no.h5ad", "--method", "gene_mean", "--radius", "120")
-    assert "--radius 120 has no effect: gene_mean reads no spatial graph" in result.stderr
-
-
-def test_image_features_where_no_method_looks_at_them(run, section, tmp_path):
-    options = ["--method", "gene_mean", "--features-key", "image"]
-    result = run("denoise", section, tmp_path / "no.h5ad", *options)
-    assert "'image' is not in adata.obsm" in result.stderr
-
-
-@pytest.mark.parametrize(("radius", "n_neighbors"), [("120", 6), ("180", 12)])
-def test_radius_of_the_graph(run, section, tmp_path, radius, n_neighbors):
-    run("denoise", section, tmp_path / "out.h5ad", *FAST, "--radius", radius)
-    graph = ad.read_h5ad(tmp_path / "out.h5ad").obsp["spatial_connectivities"]
-    assert graph.sum(axis=1).max() == n_neighbors
-
-
-def test_a_radius_beside_a_graph_in_the_file_is_not_ignored(run, tmp_path):
-    adata = st.datasets.tissue(n_spots=61, n_genes=12)
-    st.pp.spatial_graph(adata, radius=120)
-    adata.write_h5ad(tmp_path / "in.h5ad")
-    result = run("denoise", tmp_path / "in.h5ad", tmp_path / "out.h5ad", *FAST, "--radius", "180")
-    assert result.exit_code == 2
-    assert "radius" in result.stderr
-
-
-def test_keys_and_libraries(run, tmp_path):
-    adata = st.datasets.tissue(n_spots=61, n_genes=12)
-    adata.obsm["centres"] = adata.obsm["spatial"]
-    adata.obs["library"] = np.where(np.arange(61) % 2, "left", "right")
-    adata.write_h5ad(tmp_path / "in.h5ad")
+def test_keys_and_libraries(denoised, tissue):
+    tissue.obsm["centres"] = tissue.obsm["spatial"]
+    tissue.obs["library"] = np.where(np.arange(61) % 2, "left", "right")
     keys = ["--spatial-key", "centres", "--graph-key", "near", "--radius", "auto"]
-    keys += ["--library-key", "library", "--key-added", "mine"]
-    result = run("denoise", tmp_path / "in.h5ad", tmp_path / "out.h5ad", *FAST, *keys, "--method", "dusted")
-    assert result.exit_code == 0, result.output
-    back = ad.read_h5ad(tmp_path / "out.h5ad")
+    back = denoised(*FAST, *keys, "--library-key", "library", "--key-added", "mine", "--method", "dusted")
     assert {"near_connectivities", "near_distances"} == set(back.obsp)
+    edges = back.obsp["near_connectivities"].tocoo()
+    assert not ((edges.row - edges.col) % 2).any()
     assert back.uns["near_neighbors"]["params"]["spatial_key"] == "centres"
     record = back.uns["mine"]
     assert (record["graph_key"], record["library_key"], record["spatial_key"]) == ("near", "library", "centres")
     assert "mine_mean" in back.layers
 
 
-def test_coordinates_that_only_the_graph_is_built_from(run, tmp_path):
-    adata = st.datasets.tissue(n_spots=61, n_genes=12)
-    adata.obsm["centres"] = adata.obsm["spatial"][::-1]
-    adata.write_h5ad(tmp_path / "in.h5ad")
-    command = ["denoise", tmp_path / "in.h5ad", tmp_path / "out.h5ad", "--method", "neighbor_mean"]
-    result = run(*command, "--spatial-key", "centres")
-    assert result.exit_code == 0, result.output
-    back = ad.read_h5ad(tmp_path / "out.h5ad")
-    assert back.uns["neighbor_mean"]["spatial_key"] == ""
-    st.pp.spatial_graph(adata, spatial_key="centres")
-    assert (back.obsp["spatial_connectivities"] != adata.obsp["spatial_connectivities"]).nnz == 0
-    # With a graph in the file, nobody reads them.
-    adata.write_h5ad(tmp_path / "in.h5ad")
-    result = run(*command, "--spatial-key", "centres")
+def test_coordinates_that_only_the_graph_is_built_from(run, denoised, tissue, tmp_path):
+    tissue.obsm["centres"] = tissue.obsm["spatial"][::-1]
+    options = ["--method", "neighbor_mean", "--spatial-key", "centres"]
+    back = denoised(*options)
+    assert back.uns["neighbor_mean"]["spatial_key"] == "centres"
+    st.pp.spatial_graph(tissue, spatial_key="centres")
+    assert (back.obsp["spatial_connectivities"] != tissue.obsp["spatial_connectivities"]).nnz == 0
+    # A method that reads neither has no use for them.
+    tissue.write_h5ad(tmp_path / "in.h5ad")
+    result = run("denoise", tmp_path / "in.h5ad", tmp_path / "out.h5ad", "--method", "magic", *options[2:])
     assert result.exit_code == 2
-    assert "spatial_key='centres' has no effect for neighbor_mean" in result.stderr
+    assert "spatial_key='centres' has no effect for magic" in result.stderr
 
 
-def test_the_graph_of_a_method_that_reads_none_is_not_in_the_summary(run, tmp_path):
-    adata = st.datasets.tissue(n_spots=61, n_genes=12)
-    st.pp.spatial_graph(adata)
-    adata.write_h5ad(tmp_path / "in.h5ad")
-    for method, shown in (("gene_mean", False), ("neighbor_mean", True)):
-        result = run("denoise", tmp_path / "in.h5ad", tmp_path / "out.h5ad", "--method", method)
-        assert ("neighbours on average" in result.stdout) == shown
-
-
-def test_the_method_is_that_of_the_model(run, section, tmp_path):
-    small = [*FAST[:4], "--set", "n_epochs=2"]
-    model = tmp_path / "network.pt"
-    result = run("denoise", section, tmp_path / "a.h5ad", "--method", "stagate", *small, "--save-model", model)
+def test_a_network_is_saved_and_applied(run, section, tmp_path):
+    first, second, network = tmp_path / "first.h5ad", tmp_path / "second.zarr", tmp_path / "network.pt"
+    small = [*FAST[:4], "--set", "n_epochs=2", "--method", "stagate"]
+    assert run("denoise", section, first, *small, "--save-model", network).exit_code == 0
+    result = run("denoise", section, second, "--model", network, "--key-added", "mine")
     assert result.exit_code == 0, result.output
-    assert run("denoise", section, tmp_path / "b.h5ad", "--model", model).exit_code == 0
-    assert "stagate_mean" in ad.read_h5ad(tmp_path / "b.h5ad").layers
-    result = run("denoise", section, tmp_path / "c.h5ad", "--model", model, "--method", "dusted")
-    assert result.exit_code == 2
-    assert re.search("--method dusted, but --model .* is a network of 'stagate'", result.stderr)
-
-
-def test_out_is_replaced(run, section, tmp_path):
-    for suffix in (".h5ad", ".zarr"):
-        target = tmp_path / f"out{suffix}"
-        disk.write(st.datasets.tissue(n_spots=5, n_genes=3), target)
-        assert run("denoise", section, target, *FAST).exit_code == 0
-        assert disk.read(target).shape == (61, 12)
+    before, after = ad.read_h5ad(first), disk.read(second)
+    np.testing.assert_array_equal(after.layers["mine_mean"], before.layers["stagate_mean"])
+    np.testing.assert_array_equal(after.obsm["X_mine"], before.obsm["X_stagate"])
+    assert "stagate, seed 0, cpu" in result.stdout
+    assert names_in(tmp_path) == sorted([section.name, first.name, second.name, network.name])
+    for options, fragment in (
+        (["--method", "dusted"], "--method dusted, .* 'stagate'"),
+        (["--set", "alpha=1", "--genes", "gene1"], "--set alpha, --genes have no effect"),
+        (["--save-model", tmp_path / "b.pt"], "--save-model"),
+    ):
+        result = run("denoise", section, tmp_path / "third.h5ad", "--model", network, *options)
+        assert result.exit_code == 2
+        assert re.search(fragment, result.stderr)
 
 
 # Bad input: one line of error, exit code 2, nothing written
 
 BAD = [
-    (["missing.h5ad", "out.h5ad"], "there is no '.*missing.h5ad'"),
-    (["section.h5ad", "out.csv"], "file format='.csv' is not valid; choose from"),
-    (["section.csv", "out.h5ad"], "file format='.csv' is not valid"),
-    (
-        ["section.h5ad", "section.h5ad"],
-        "IN 'section.h5ad' and OUT 'section.h5ad' are the same; choose another path for OUT",
-    ),
-    (["section.h5ad", "sub/../section.h5ad"], "IN 'section.h5ad' and OUT 'sub/../section.h5ad' are the same"),
-    (["section.h5ad", "nowhere/out.h5ad"], "cannot write '.*out.h5ad': there is no folder '.*nowhere'"),
-    (["broken.h5ad", "out.h5ad"], "broken.h5ad"),
-    (["broken.zarr", "out.h5ad"], "broken.zarr"),
-    (["section.h5ad", "sub.h5ad"], "sub.h5ad"),
-    (["section.h5ad", "file.zarr"], "file.zarr"),
-    (["section.h5ad", "out.h5ad", "--method", "dustd"], "method='dustd' is not valid.* Did you mean 'dusted'"),
-    (["section.h5ad", "out.h5ad", "--set", "n_epochs"], "--set 'n_epochs' is not of the form KEY=VALUE"),
-    (["section.h5ad", "out.h5ad", "--set", "=3"], "--set '=3' is not of the form KEY=VALUE"),
-    (["section.h5ad", "out.h5ad", "--set", "epochs=3"], "dusted has no parameter 'epochs'.* Did you mean 'n_epochs'"),
-    (["section.h5ad", "out.h5ad", "--set", "n_epochs=three"], "n_epochs must be an integer >= 1, not 'three'"),
-    (["section.h5ad", "out.h5ad", "--set", "likelihood=zip"], "likelihood='zip' is not valid"),
-    (["section.h5ad", "out.h5ad", "--set", "copy=True"], "copy"),
-    (["section.h5ad", "out.h5ad", "--set", "seed=3"], "seed"),
-    (["section.h5ad", "out.h5ad", "--genes", "gene1", "--n-top-genes", "3"], "--genes and --n-top-genes exclude each"),
-    (["section.h5ad", "out.h5ad", "--set", "lr=1e30"], "the loss is nan"),
-    (["section.h5ad", "out.h5ad", "--genes", "gnee1"], r"\['gnee1'\]"),
-    (["section.h5ad", "out.h5ad", "--n-top-genes", "13"], "n_top_genes=13: only .* of 12 genes have more than 100"),
-    (["section.h5ad", "out.h5ad", "--layer", "raw"], "'raw' is not in adata.layers, which has 'true_mean'"),
-    (["section.h5ad", "out.h5ad", "--radius", "wide"], "radius='wide' is not valid; choose 'auto' or a number above 0"),
-    (["section.h5ad", "out.h5ad", "--spatial-key", "xy"], "'xy' is not in adata.obsm"),
-    (["section.h5ad", "out.h5ad", "--library-key", "x"], "'x' is not in adata.obs"),
-    (["section.h5ad", "out.h5ad", "--graph-key", "x"], "'x_connectivities' is not in adata.obsp"),
-    (["section.h5ad", "out.h5ad", "--device", "gpu0"], "device='gpu0' is not available"),
-    (["section.h5ad", "out.h5ad", "--seed", "-1"], "seed must be an integer >= 0, not -1"),
+    ("missing.h5ad out.h5ad", "there is no '.*missing.h5ad'"),
+    ("section.h5ad out.csv", "'.csv'"),
+    ("section.csv out.h5ad", "'.csv'"),
+    ("section.h5ad section.h5ad", "IN 'section.h5ad' and OUT 'section.h5ad' are the same"),
+    ("section.h5ad sub/../section.h5ad", "OUT 'sub/../section.h5ad' are the same"),
+    ("section.h5ad nowhere/out.h5ad", "cannot write '.*out.h5ad': .*nowhere"),
+    ("broken.h5ad out.h5ad", "broken.h5ad"),
+    ("broken.zarr out.h5ad", "broken.zarr"),
+    ("section.h5ad sub.h5ad", "sub.h5ad"),
+    ("section.h5ad file.zarr", "file.zarr"),
+    ("section.h5ad old.h5ad --method dustd", "'dustd'.* mean 'dusted'"),
+    ("section.h5ad out.h5ad --set n_epochs", "--set 'n_epochs' is not of the form KEY=VALUE"),
+    ("section.h5ad out.h5ad --set =3", "--set '=3'"),
+    ("section.h5ad out.h5ad --set epochs=3", "'epochs'.* mean 'n_epochs'"),
+    ("section.h5ad out.h5ad --set n_epochs=three", "n_epochs='three'"),
+    ("section.h5ad out.h5ad --set copy=True", "copy"),
+    ("section.h5ad out.h5ad --set lr=1e30", "the loss is nan"),
+    ("section.h5ad out.h5ad --genes gene1 --n-top-genes 3", "--genes and --n-top-genes"),
+    ("section.h5ad out.h5ad --genes gnee1", r"\['gnee1'\]"),
+    ("section.h5ad out.h5ad --n-top-genes 13", "n_top_genes=13: only .* of 12"),
+    ("section.h5ad out.h5ad --layer raw", "'raw' is not in adata.layers"),
+    ("section.h5ad out.h5ad --radius wide", "radius='wide'"),
+    ("section.h5ad out.h5ad --spatial-key xy", "'xy' is not in adata.obsm"),
+    ("section.h5ad out.h5ad --library-key x", "'x' is not in adata.obs"),
+    ("section.h5ad out.h5ad --graph-key x", "'x_connectivities' is not in adata.obsp"),
+    ("section.h5ad out.h5ad --device gpu0", "device='gpu0'"),
+    ("section.h5ad out.h5ad --seed -1", "seed .*not -1"),
+    ("graph.h5ad out.h5ad --radius 180", "--radius 180 .*'spatial'"),
+    ("graph.h5ad out.h5ad --library-key region", r"\d+ of 312 edges .*'region'"),
+    ("section.h5ad out.zarr --memory much", "memory='much'"),
+    ("section.h5ad out.h5ad --memory 100MB", r"dusted on 61 spots x 12 genes .* 0\.10 GB.*out="),
+    ("section.h5ad out.zarr --memory 100MB", r"dusted on 61 spots x 12 genes .* 0\.10 GB; give more memory"),
+    ("section.h5ad out.zarr --devices 0", "devices .*not 0"),
+    ("section.h5ad out.zarr --strategy x --method dca", r"\['strategy'\] have no effect for dca"),
+    ("section.h5ad out.zarr --precision 16", "precision='16'"),
+    ("section.h5ad out.zarr --dtype float64", "dtype='float64'"),
+    ("section.h5ad out.zarr --arrays gate", "arrays='gate'"),
+    ("section.h5ad out.zarr --checkpoint a.pt --checkpoint-minutes -1", "minutes .*not -1"),
+    ("section.h5ad out.zarr --resume", "--resume.* --checkpoint"),
+    ("section.h5ad out.zarr --checkpoint nowhere/a.pt", "checkpoint='nowhere/a.pt'"),
+    ("section.h5ad out.zarr --checkpoint text.pt --resume", "cannot replace 'text.pt'"),
+    ("section.h5ad out.zarr --save-model nowhere/a.pt", "save_model='nowhere/a.pt'"),
+    ("section.h5ad out.zarr --model missing.pt", "missing.pt"),
+    ("section.h5ad out.zarr --model text.pt", "'text.pt' is damaged or no model"),
+    ("section.h5ad out.zarr --method gene_mean --save-model a.pt", "--save-model .* gene_mean"),
+    ("section.h5ad out.zarr --method gene_mean --memory 4GB", r"\['memory'\] .* gene_mean; .*'dca'"),
+    ("section.h5ad out.zarr --method gene_mean --graph-key x", "'x_connectivities' is not in adata.obsp"),
+    ("section.h5ad out.zarr --method gene_mean --spatial-key x", "'x' is not in adata.obsm"),
+    ("section.h5ad out.zarr --method gene_mean --features-key image", "'image' is not in adata.obsm"),
+    ("section.h5ad out.zarr --method gene_mean --library-key x", "'x' is not in adata.obs"),
+    ("section.h5ad out.zarr --method gene_mean --arrays dropout", r"arrays='dropout' .*\['mean'\]"),
+    ("section.h5ad out.h5ad --method gene_mean --radius 120", "--radius 120 .* gene_mean"),
 ]
 
 
-@pytest.mark.parametrize(("arguments", "message"), BAD, ids=[" ".join(case[0]) for case in BAD])
-def test_bad_input_is_one_line_and_exit_code_2(run, section, tmp_path, monkeypatch, arguments, message):
+def test_bad_input_is_one_line_and_exit_code_2(run, section, tissue, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "broken.h5ad").write_text("no hdf5")
+    st.pp.spatial_graph(tissue, radius=120)
+    tissue.write_h5ad("graph.h5ad")
+    disk.write(tissue, tmp_path / "old.h5ad")
+    for name in ("broken.h5ad", "file.zarr", "text.pt"):
+        (tmp_path / name).write_text("something else")
     for folder in ("sub", "sub.h5ad", "broken.zarr"):
         (tmp_path / folder).mkdir()
-    (tmp_path / "file.zarr").write_text("no folder")
-    before, content = names_in(tmp_path), section.read_bytes()
-    result = run("denoise", *arguments[:2], "--no-progress", *FAST, *arguments[2:])
+    before = {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")}
+    for command, fragment in BAD:
+        source, target, *options = command.split()
+        is_dusted = not {"--method", "--model"} & set(options)
+        result = run("denoise", source, target, "--no-progress", *(FAST if is_dusted else []), *options)
+        assert (result.exit_code, result.stdout) == (2, ""), command
+        # A training that diverges says first that it goes back.
+        (line,) = [line for line in lines_of(result.stderr) if not line.startswith("dusted: the loss is nan")]
+        assert re.match(f"Error: .*{fragment}", line), command
+        assert {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")} == before, command
+    for usage in (["denoise"], ["denoise", "a.h5ad", "b.h5ad", "--n-top-genes", "0"], ["denoize"]):
+        assert run(*usage).exit_code == 2
+
+
+def test_fractions_are_taken_where_counts_are_not_checked(run, denoised, tissue, tmp_path):
+    tissue.X = 0.5 * tissue.X
+    denoised("--method", "gene_mean", "--no-check-counts")
+    result = run("denoise", tmp_path / "in.h5ad", tmp_path / "out.h5ad", "--method", "gene_mean")
     assert result.exit_code == 2
-    assert result.stdout == ""
-    assert names_in(tmp_path) == before
-    assert section.read_bytes() == content
-    # A training that diverges says first that it goes back.
-    (line,) = [line for line in lines_of(result.stderr) if not line.startswith("dusted: the loss is nan")]
-    assert re.match(f"Error: .*{message}", line)
-
-
-def test_a_graph_across_libraries_is_one_line(run, tmp_path):
-    adata = st.datasets.tissue(n_spots=61, n_genes=12)
-    st.pp.spatial_graph(adata, radius=120)
-    adata.write_h5ad(tmp_path / "in.h5ad")
-    result = run("denoise", tmp_path / "in.h5ad", tmp_path / "out.h5ad", *FAST, "--library-key", "region")
-    assert result.exit_code == 2
-    assert re.match(r"Error: \d+ of 312 edges join spots of different 'region'", result.stderr)
-    assert names_in(tmp_path) == ["in.h5ad"]
-
-
-def test_an_unwritable_folder_is_found_before_any_work(run, section, tmp_path, monkeypatch):
-    monkeypatch.setattr(os, "access", lambda _, mode: not mode & os.W_OK)
-    monkeypatch.setattr(disk, "read", lambda *_: pytest.fail("work was done"))
-    result = run("denoise", section, tmp_path / "out.h5ad", *FAST)
-    assert result.exit_code == 2
-    (line,) = lines_of(result.stderr)
-    assert re.match("Error: cannot write '.*out.h5ad': the folder '.*' is not writable", line)
-
-
-@pytest.mark.parametrize("suffix", [".h5ad", ".zarr"])
-def test_an_interrupted_write_leaves_the_old_file(run, section, tmp_path, monkeypatch, suffix):
-    target = tmp_path / f"out{suffix}"
-    disk.write(st.datasets.tissue(n_spots=5, n_genes=3), target)
-
-    def break_off(adata, path, **_):
-        path.write_text("half")
-        raise OSError("no space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(ad.AnnData, f"write_{suffix[1:]}", break_off)
-        result = run("denoise", section, target, "--no-progress", *FAST)
-    assert result.exit_code == 2
-    assert "no space left on device" in result.stderr
-    assert names_in(tmp_path) == sorted([section.name, target.name])
-    assert disk.read(target).shape == (5, 3)
-
-
-def test_a_failed_run_leaves_the_old_file(run, section, tmp_path):
-    target = tmp_path / "out.h5ad"
-    target.write_text("old")
-    assert run("denoise", section, target, *FAST, "--method", "none").exit_code == 2
-    assert target.read_text() == "old"
-
-
-def test_exit_codes_of_the_program(section, tmp_path):
-    command = [sys.executable, "-c", "from stdenoise.__main__ import main; main()", "denoise"]
-    bad = subprocess.run([*command, section, tmp_path / "out.csv"], capture_output=True, text=True)
-    assert (bad.returncode, bad.stdout, len(lines_of(bad.stderr))) == (2, "", 1)
-    good = subprocess.run([*command, section, tmp_path / "out.h5ad", *FAST], capture_output=True, text=True)
-    assert good.returncode == 0, good.stderr
-    assert lines_of(good.stdout)[0].startswith("method")
+    assert "log-transformed" in result.stderr
 
 
 # The other commands
 
 
 def test_methods_lists_every_method(run):
-    result = run("methods")
-    lines = lines_of(result.stdout)
+    lines = lines_of(run("methods").stdout)
     assert [line for line in lines if not line.startswith(" ")] == list(st.methods.table().index)
     labels = [line.split()[0] for line in lines[1:8]]
     assert labels == ["summary", "needs", "scale", "writes", "size", "reference", "licence"]
@@ -425,7 +348,7 @@ def test_methods_lists_every_method(run):
 
 def test_demo_comes_nearer_to_the_truth_and_leaves_its_files(run, tmp_path):
     folder = tmp_path / "new" / "demo"
-    result = run("demo", "--n-epochs", 30, "--folder", folder)
+    result = run("demo", "--n-epochs", 15, "--folder", folder)
     assert result.exit_code == 0, result.output
     before, after = (float(re.search(rf"{name}\s+(\d+\.\d+)", result.stdout)[1]) for name in ("raw counts", "denoised"))
     assert after < before
@@ -437,112 +360,60 @@ def test_demo_comes_nearer_to_the_truth_and_leaves_its_files(run, tmp_path):
     assert [before, after] == pytest.approx([((x - logs[2]) ** 2).mean() for x in logs[:2]], abs=1e-3)
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["-h"], ["denoise", "--help"], ["--version"]])
-def test_help_and_version(run, arguments):
-    result = run(*arguments)
-    assert result.exit_code == 0
-    assert ("Usage" in result.stdout) or (st.__version__ in result.stdout)
+def test_help_and_version(run):
+    for arguments, text in ((["--help"], "Usage"), (["-h"], "Usage"), (["--version"], st.__version__)):
+        result = run(*arguments)
+        assert result.exit_code == 0
+        assert text in result.stdout
 
 
-@pytest.mark.parametrize("arguments", [["denoise"], ["denoise", "a.h5ad", "b.h5ad", "--n-top-genes", "0"], ["denoize"]])
-def test_wrong_usage_is_exit_code_2(run, arguments):
-    assert run(*arguments).exit_code == 2
-
-
-# Networks: memory, devices, files
-
-NETWORK_OPTIONS = {
-    "--memory",
-    "--arrays",
-    "--dtype",
-    "--devices",
-    "--strategy",
-    "--precision",
-    "--checkpoint",
-    "--checkpoint-minutes",
-    "--resume",
-    "--save-model",
-    "--model",
-}
-
-
-def test_options_are_the_arguments_of_the_function(run):
-    import inspect
-
+def test_options_and_their_defaults_are_those_of_the_function(run):
     words = set(re.findall(r"--[a-z-]+", run("denoise", "--help").stdout))
-    assert words >= NETWORK_OPTIONS
-    names = [*inspect.signature(st.tl.denoise).parameters, *inspect.signature(st.Compute).parameters]
-    arguments = {f"--{name.replace('_', '-')}" for name in names}
-    # Python has the AnnData at hand; parameters of the method are --set.
-    assert arguments - words == {"--adata", "--copy", "--compute", "--out", "--params"}
-
-
-def test_defaults_are_those_of_the_function():
-    import inspect
-
+    assert words >= {
+        "--checkpoint-minutes",
+        "--resume",
+        "--save-model",
+        "--model",
+        "--n-top-genes",
+        "--radius",
+        "--set",
+    }
     parameters = inspect.signature(st.tl.denoise).parameters | inspect.signature(st.Compute).parameters
+    # Python has the AnnData at hand; parameters of the method are --set.
+    arguments = {f"--{name.replace('_', '-')}" for name in parameters}
+    assert arguments - words == {"--adata", "--copy", "--compute", "--out", "--params"}
     context = click.Context(cli.denoise)
     defaults = {option.name: option.get_default(context) for option in cli.denoise.params}
-    # What click says where there is none.
-    defaults = {name: None if "UNSET" in repr(value) else value for name, value in defaults.items()}
     for name in ("memory", "devices", "strategy", "precision", "threads", "dtype", "seed", "device"):
-        assert defaults[name] == parameters[name].default
+        # What click says where there is none.
+        default = None if "UNSET" in repr(defaults[name]) else defaults[name]
+        assert default == parameters[name].default
 
 
-@pytest.mark.parametrize("suffix", [".h5ad", ".zarr"])
-def test_a_network_is_saved_and_applied(run, section, tmp_path, suffix):
-    first, second, network = tmp_path / "first.h5ad", tmp_path / f"second{suffix}", tmp_path / "network.pt"
-    assert run("denoise", section, first, *FAST, "--save-model", network).exit_code == 0
-    result = run("denoise", section, second, "--model", network, "--key-added", "mine", "--arrays", "dropout,latent")
-    assert result.exit_code == 0, result.output
-    before, after = ad.read_h5ad(first), disk.read(second)
-    np.testing.assert_array_equal(after.layers["mine_mean"], before.layers["dusted_mean"])
-    assert {name for name in after.layers if "mine" in name} == {"mine_mean", "mine_dropout"}
-    assert "dusted, seed 0, cpu" in result.stdout
-    assert names_in(tmp_path) == sorted([section.name, first.name, second.name, network.name])
+# Interruptions and processes
 
 
-def test_half_precision_on_disk(run, section, tmp_path):
-    assert run("denoise", section, tmp_path / "out.zarr", *FAST, "--dtype", "float16").exit_code == 0
-    assert ad.read_zarr(tmp_path / "out.zarr").layers["dusted_dropout"].dtype == np.float16
-
-
-@pytest.mark.parametrize("stop", [KeyboardInterrupt, KeyboardInterrupt("stopped; 'a.pt' is saved")])
-def test_an_interruption_is_exit_code_130(run, section, tmp_path, monkeypatch, stop):
-    def interrupt(*_, **__):
-        raise stop
-
-    monkeypatch.setattr(st.methods.DUSTED, "train", interrupt)
+def test_an_interruption_is_exit_code_130(run, section, tmp_path, monkeypatch):
+    monkeypatch.setattr(st.methods.DUSTED, "train", mock.Mock(side_effect=KeyboardInterrupt))
     result = run("denoise", section, tmp_path / "out.zarr", *FAST)
-    assert result.exit_code == 130
-    assert lines_of(result.stderr) == ["stopped; 'a.pt' is saved" if isinstance(stop, KeyboardInterrupt) else "stopped"]
-    assert result.stdout == ""
+    assert (result.exit_code, result.stdout, lines_of(result.stderr)) == (130, "", ["stopped"])
     assert names_in(tmp_path) == [section.name]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
-def test_an_interrupted_run_goes_on(section, tmp_path):
+def test_an_interrupted_run_goes_on(section, tissue, tmp_path):
     slow = (
         "import time\n"
         "from stdenoise.methods.dusted.module import DUSTEDModule\n"
         "from stdenoise.__main__ import main\n"
         "loss = DUSTEDModule.loss\n"
-        "DUSTEDModule.loss = lambda *args: time.sleep(0.02) or loss(*args)\n"
+        "DUSTEDModule.loss = lambda *args: time.sleep(0.05) or loss(*args)\n"
         "main()\n"
     )
-    settings = ["--set", "n_hidden=8", "--set", "n_latent=3", "--set", "n_epochs=300", "--set", "schedule=paper"]
-    options = [
-        *settings,
-        "--no-progress",
-        "--checkpoint",
-        "run.pt",
-        "--checkpoint-minutes",
-        "0",
-        "--resume",
-        "--dtype",
-        "float32",
-    ]
-    command = ["denoise", section.name, "out.zarr", *options]
+    params = {**SMALL, "n_epochs": 60, "schedule": "paper"}
+    settings = [part for name, value in params.items() for part in ("--set", f"{name}={value}")]
+    saving = ["--checkpoint", "run.pt", "--checkpoint-minutes", "0", "--resume"]
+    command = ["denoise", section.name, "out.zarr", *settings, "--no-progress", *saving, "--dtype", "float32"]
     process = subprocess.Popen(
         [sys.executable, "-c", slow, *command], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -555,23 +426,17 @@ def test_an_interrupted_run_goes_on(section, tmp_path):
     finally:
         process.kill()
     assert process.returncode == 130, errors
-    assert lines_of(errors) == ["stopped by SIGINT; 'run.pt' is saved: run it again with resume to go on."]
+    (line,) = lines_of(errors)
+    assert line.startswith("stopped by SIGINT; 'run.pt' is saved")
     assert printed == ""
     assert names_in(tmp_path) == ["run.pt", section.name]
-    with contextlib.chdir(tmp_path), mock.patch("time.sleep"):
+    with contextlib.chdir(tmp_path):
         result = CliRunner().invoke(cli.main, command)
     assert result.exit_code == 0, result.output
-    whole = st.tl.denoise(
-        read_with_graph(section), copy=True, n_hidden=8, n_latent=3, n_epochs=300, schedule="paper", progress=False
-    )
+    st.pp.spatial_graph(tissue)
+    st.tl.denoise(tissue, **params)
     after = ad.read_zarr(tmp_path / "out.zarr")
-    np.testing.assert_allclose(after.layers["dusted_mean"], whole.layers["dusted_mean"], rtol=1e-3)
-
-
-def read_with_graph(path):
-    adata = ad.read_h5ad(path)
-    st.pp.spatial_graph(adata)
-    return adata
+    np.testing.assert_allclose(after.layers["dusted_mean"], tissue.layers["dusted_mean"], rtol=1e-3)
 
 
 def test_the_summary_comes_from_the_first_process(run, section, tmp_path, monkeypatch):
@@ -583,44 +448,3 @@ def test_the_summary_comes_from_the_first_process(run, section, tmp_path, monkey
         assert result.exit_code == 0, result.output
         assert ("method" in result.stdout) == speaks
         assert (tmp_path / f"out{rank}.h5ad").exists() == speaks
-
-
-NETWORK_BAD = [
-    (["--memory", "much"], "memory='much' is not valid; give a number of GB"),
-    (["--memory", "100 MB"], r"dusted on 61 spots x 12 genes needs about .* may use 0\.10 GB; give more memory"),
-    (["--devices", "0"], "devices must be an integer >= 1, not 0"),
-    (["--precision", "16"], "precision='16' is not valid"),
-    (["--dtype", "float64"], "dtype='float64' is not valid"),
-    (["--arrays", "gate"], "arrays='gate' is not valid"),
-    (["--checkpoint", "a.pt", "--checkpoint-minutes", "-1"], "minutes must be"),
-    (["--resume"], "--resume.* need --checkpoint"),
-    (["--checkpoint", "nowhere/a.pt"], "checkpoint='nowhere/a.pt': there is no folder"),
-    (
-        ["--checkpoint", "text.pt", "--resume"],
-        "cannot replace 'text.pt': it is a file, and no checkpoint or a damaged one",
-    ),
-    (["--save-model", "nowhere/a.pt"], "save_model='nowhere/a.pt': there is no folder"),
-    (["--model", "missing.pt"], "there is no model 'missing.pt'"),
-    (["--model", "text.pt"], "'text.pt' is damaged or no model of stdenoise: "),
-    (["--method", "gene_mean", "--memory", "4 GB"], r"\['memory'\] have no effect for gene_mean; .*'dca'"),
-    (["--method", "gene_mean", "--graph-key", "x"], "'x_connectivities' is not in adata.obsp"),
-    (["--method", "gene_mean", "--spatial-key", "x"], "'x' is not in adata.obsm"),
-    (["--method", "gene_mean", "--library-key", "x"], "'x' is not in adata.obs"),
-    (["--method", "gene_mean", "--arrays", "dropout"], r"arrays='dropout' is not valid for gene_mean.*\['mean'\]"),
-]
-
-
-@pytest.mark.parametrize(("options", "message"), NETWORK_BAD, ids=[" ".join(case[0]) for case in NETWORK_BAD])
-@pytest.mark.parametrize("target", ["out.h5ad", "out.zarr"])
-def test_what_a_network_cannot_do_is_one_line_and_exit_code_2(
-    run, section, tmp_path, monkeypatch, options, message, target
-):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "text.pt").write_text("no network")
-    settings = [] if "gene_mean" in options or "--model" in options else FAST
-    result = run("denoise", "section.h5ad", target, "--no-progress", *settings, *options)
-    assert result.exit_code == 2
-    assert result.stdout == ""
-    (line,) = lines_of(result.stderr)
-    assert re.match(f"Error: {message}", line)
-    assert names_in(tmp_path) == ["section.h5ad", "text.pt"]

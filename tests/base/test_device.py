@@ -13,63 +13,30 @@ TORCHRUN = {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4", "LOCAL_RANK
 # What a batch script of SLURM has, and what a process has that srun started.
 SBATCH = {"SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_NNODES": "2", "SLURM_LOCALID": "0"}
 SRUN = SBATCH | {"SLURM_PROCID": "3", "SLURM_LOCALID": "3", "SLURM_STEP_NUM_TASKS": "8"}
-
-
-@pytest.fixture
-def launched(monkeypatch):
-    """Set what a launcher sets."""
-
-    def launch(environment):
-        for name in {*TORCHRUN, *SRUN, *SBATCH}:
-            monkeypatch.delenv(name, raising=False)
-        for name, value in environment.items():
-            monkeypatch.setenv(name, value)
-
-    return launch
-
-
-@pytest.mark.parametrize("environment", [{}, SBATCH, {"RANK": "3"}, {"WORLD_SIZE": "8"}], ids=str)
-def test_without_a_launcher(launched, environment):
-    launched(environment)
-    assert started_by_launcher() is None
-    assert speaks_for_all()
-
-
-@pytest.mark.parametrize("environment", [TORCHRUN, SRUN], ids=["torchrun", "srun"])
-def test_processes_per_machine_and_machines(launched, environment):
-    launched(environment)
-    assert started_by_launcher() == (4, 2)
-    assert not speaks_for_all()
-
-
-@pytest.mark.parametrize(
-    "environment", [TORCHRUN | {"RANK": "0"}, SRUN | {"SLURM_PROCID": "0"}], ids=["torchrun", "srun"]
-)
-def test_the_first_process_speaks(launched, environment):
-    launched(environment)
-    assert started_by_launcher() == (4, 2)
-    assert speaks_for_all()
-
-
-@pytest.mark.parametrize(
-    "environment",
-    [
-        TORCHRUN | {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"},
-        SRUN | {"SLURM_PROCID": "0", "SLURM_NTASKS": "1", "SLURM_NNODES": "1"},
-    ],
-    ids=["torchrun", "srun"],
-)
-def test_one_process_is_alone(launched, environment):
-    launched(environment)
-    assert started_by_launcher() is None
-    assert speaks_for_all()
-
-
-def test_torchrun_within_a_job_of_slurm(launched):
+LAUNCHED = {
+    "nothing": ({}, None, True),
+    "a batch script": (SBATCH, None, True),
+    "half of torchrun": ({"RANK": "3"}, None, True),
+    "torchrun": (TORCHRUN, (4, 2), False),
+    "srun": (SRUN, (4, 2), False),
+    "the first of torchrun": (TORCHRUN | {"RANK": "0"}, (4, 2), True),
+    "the first of srun": (SRUN | {"SLURM_PROCID": "0"}, (4, 2), True),
+    "torchrun of one": (TORCHRUN | {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}, None, True),
+    "srun of one": (SRUN | {"SLURM_PROCID": "0", "SLURM_NTASKS": "1", "SLURM_NNODES": "1"}, None, True),
     # srun starts one torchrun per machine; each starts four processes.
-    launched(SRUN | {"SLURM_NTASKS": "2", "SLURM_PROCID": "0"} | TORCHRUN)
-    assert started_by_launcher() == (4, 2)
-    assert not speaks_for_all()
+    "torchrun by srun": (SRUN | {"SLURM_NTASKS": "2", "SLURM_PROCID": "0"} | TORCHRUN, (4, 2), False),
+}
+
+
+@pytest.mark.parametrize("launcher", LAUNCHED)
+def test_processes_per_machine_and_machines_and_who_speaks(monkeypatch, launcher):
+    environment, processes, speaks = LAUNCHED[launcher]
+    for name in {*TORCHRUN, *SRUN} - {*environment}:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert started_by_launcher() == processes
+    assert speaks_for_all() == speaks
 
 
 # Threads
@@ -89,33 +56,27 @@ def cores(tmp_path, monkeypatch):
     return write
 
 
-def test_cores_without_control_groups(cores, monkeypatch):
+def test_cores_of_a_group_and_of_those_around_it(cores, monkeypatch):
     assert usable_cores() == 8
-    monkeypatch.delattr(os, "sched_getaffinity")
-    monkeypatch.setattr(os, "cpu_count", lambda: 5)
-    assert usable_cores() == 5
-
-
-def test_cores_of_a_group_and_of_those_around_it(cores):
     cores("proc/self/cgroup", "0::/job/step\n")
     cores("groups/job/step/cpu.max", "max 100000\n")
     assert usable_cores() == 8
     cores("groups/job/cpu.max", "250000 100000\n")
     assert usable_cores() == 3
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    assert usable_cores() == 2
     cores("groups/cpu.max", "5000 100000\n")
     assert usable_cores() == 1
 
 
 def test_cores_of_a_group_of_version_1(cores):
     cores("proc/self/cgroup", "7:cpu,cpuacct:/docker/abc\n4:memory:/\n0::/\n")
-    cores("groups/cpu/cpu.cfs_quota_us", "-1\n")
     cores("groups/cpu/cpu.cfs_period_us", "100000\n")
-    assert usable_cores() == 8
-    cores("groups/cpu/cpu.cfs_quota_us", "400000\n")
-    assert usable_cores() == 4
-    # More than there are.
-    cores("groups/cpu/cpu.cfs_quota_us", "6400000\n")
-    assert usable_cores() == 8
+    # No limit, one, and one of more than there are.
+    for quota, expected in (("-1", 8), ("400000", 4), ("6400000", 8)):
+        cores("groups/cpu/cpu.cfs_quota_us", f"{quota}\n")
+        assert usable_cores() == expected
 
 
 def test_threads_are_put_back_after_an_error_too():

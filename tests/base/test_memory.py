@@ -10,17 +10,12 @@ from stdenoise._base import memory as _memory
 from stdenoise._base.memory import free_gb, peak_gb, read_memory
 
 
-@pytest.mark.parametrize(
-    ("text", "gb"), [("8 GB", 8), ("500MB", 0.5), ("1 GiB", 1.073741824), (2, 2), (0.5, 0.5), ("3", 3), ("0.1 tb", 100)]
-)
-def test_memory(text, gb):
-    assert read_memory(text) == pytest.approx(gb)
-
-
-@pytest.mark.parametrize("memory", ["much", "0 GB", -1, "8 GBit", True])
-def test_no_memory(memory):
-    with pytest.raises((ValueError, TypeError), match="memory"):
-        read_memory(memory)
+def test_memory_is_gigabytes_unless_it_says_otherwise():
+    amounts = {"8 GB": 8, "500MB": 0.5, "1 GiB": 1.073741824, 0.5: 0.5, "3": 3, "0.1 tb": 100}
+    assert {text: read_memory(text) for text in amounts} == pytest.approx(amounts)
+    for memory in ("much", "0 GB", -1, "8 GBit", True):
+        with pytest.raises((ValueError, TypeError), match="memory"):
+            read_memory(memory)
 
 
 @pytest.fixture
@@ -37,42 +32,38 @@ def system(tmp_path, monkeypatch):
     return write
 
 
-def group(write, folder, names, limit, used, stat):
-    for name, text in zip(names, (limit, used, stat), strict=True):
-        write(f"groups/{folder}/{name}", text)
-
-
 V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "memory.stat")
 V2 = ("memory.max", "memory.current", "memory.stat")
+GROUPS = {
+    "none": (None, {}, 16),
+    "a limit around the group": (
+        "0::/job/step\n",
+        {
+            "job": (V2, "4000000000", "3000000000", "anon 5\ninactive_file 500000000\n"),
+            "job/step": (V2, "max", "1", "inactive_file 0"),
+        },
+        1.5,
+    ),
+    # Whatever its name, the group of a container is at the root.
+    "a container": (
+        "7:cpu,memory:/docker/abc\n4:pids:/docker/abc\n0::/\n",
+        {"memory": (V1, "2000000000", "500000000", "inactive_file 7\ntotal_inactive_file 100000000\n")},
+        1.6,
+    ),
+    "no limit": ("4:memory:/\n", {"memory": (V1, "9223372036854771712", "500000000", "total_inactive_file 0\n")}, 16),
+    "used up": ("0::/\n", {".": (V2, "1000", "2000", "")}, 0),
+}
 
 
-def test_memory_of_the_system(system):
-    assert free_gb("cpu") == pytest.approx(16)
-
-
-def test_a_group_leaves_less(system):
-    system("proc/self/cgroup", "0::/job/step\n")
-    group(system, "job", V2, "4000000000", "3000000000", "anon 5\ninactive_file 500000000\n")
-    group(system, "job/step", V2, "max", "1", "inactive_file 0")
-    assert free_gb("cpu") == pytest.approx(1.5)
-
-
-def test_the_group_of_a_container_is_at_the_root(system):
-    system("proc/self/cgroup", "7:cpu,memory:/docker/abc\n4:pids:/docker/abc\n0::/\n")
-    group(system, "memory", V1, "2000000000", "500000000", "inactive_file 7\ntotal_inactive_file 100000000\n")
-    assert free_gb("cpu") == pytest.approx(1.6)
-
-
-def test_a_group_without_limit_changes_nothing(system):
-    system("proc/self/cgroup", "4:memory:/\n")
-    group(system, "memory", V1, "9223372036854771712", "500000000", "total_inactive_file 0\n")
-    assert free_gb("cpu") == pytest.approx(16)
-
-
-def test_a_group_that_has_used_too_much(system):
-    system("proc/self/cgroup", "0::/\n")
-    group(system, ".", V2, "1000", "2000", "")
-    assert free_gb("cpu") == 0
+@pytest.mark.parametrize("name", GROUPS)
+def test_a_control_group_leaves_what_it_has_not_used(system, name):
+    own, groups, free = GROUPS[name]
+    if own is not None:
+        system("proc/self/cgroup", own)
+    for folder, (files, *texts) in groups.items():
+        for file, text in zip(files, texts, strict=True):
+            system(f"groups/{folder}/{file}", text)
+    assert free_gb("cpu") == pytest.approx(free)
 
 
 def test_systems_without_proc(system, tmp_path, monkeypatch):
@@ -90,22 +81,17 @@ def test_systems_without_proc(system, tmp_path, monkeypatch):
 
 
 def test_memory_of_a_gpu(monkeypatch):
-    asked = []
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: asked.append(device) or (5e9, 8e9))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: {"cuda:1": (5e9, 8e9)}[device])
     assert free_gb("cuda:1") == 5
-    assert asked == ["cuda:1"]
-
-
-def test_the_peak_grows():
-    before = peak_gb()
-    block = np.ones(int(before * 1e9 / 8) + 25_000_000)
-    assert peak_gb() >= before + 0.19
-    assert block.nbytes / 1e9 < peak_gb() < 1000
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows does not say")
-def test_the_peak_without_proc(monkeypatch, tmp_path):
+def test_the_peak_grows_and_is_known_without_proc(monkeypatch, tmp_path):
+    before = peak_gb()
+    block = np.ones(int(before * 1e9 / 8) + 25_000_000)
     here = peak_gb()
+    assert here >= before + 0.19
+    assert block.nbytes / 1e9 < here < 1000
     monkeypatch.setattr(_memory, "_PROC", tmp_path)
     assert peak_gb() == pytest.approx(here, rel=0.5)
 

@@ -1,4 +1,5 @@
 import re
+import shutil
 import sys
 
 import numpy as np
@@ -6,7 +7,7 @@ import pandas as pd
 import pytest
 
 from stdenoise import benchmark
-from stdenoise.benchmark import _figures, _tables
+from stdenoise.benchmark import _figures, _report, _tables
 
 
 def tables(text):
@@ -44,9 +45,14 @@ def finished(tmp_path_factory):
             },
         ],
         "metrics": [
-            {"name": "reconstruction"},
-            {"name": "clustering", "args": {"n_components": 3, "n_runs": 2}, "datasets": ["P?-?"]},
-            {"name": "smoothing", "methods": ["DUSTED"]},
+            {"name": "reconstruction", "scores": ["mse", "pearson_*"]},
+            {
+                "name": "clustering",
+                "args": {"n_components": 3, "n_runs": 2},
+                "datasets": ["P?-?"],
+                "scores": ["ari*", "n_*"],
+            },
+            {"name": "smoothing", "methods": ["DUSTED"], "scores": "variance_kept"},
         ],
     }
     table = benchmark.run(config, folder=folder, n_jobs=0)
@@ -120,25 +126,20 @@ def test_files(finished):
     assert list(folder.rglob(".*")) == []
 
 
-def test_counts_and_spreads_are_no_scores(finished):
+def test_scores_that_are_asked_for_are_shown_but_no_counts_and_spreads(finished):
     folder, table, text = finished
-    assert {"n_scored", "ari_sd"} <= set(table["score"])
-    assert not [heading for heading in tables(text) if re.search(r": n_|_sd$", heading)]
+    assert {"mse", "rmse", "ssim", "cosine", "nmi", "n_scored", "ari_sd"} <= set(table["score"])
+    asked = ["mse", "pearson_gene", "pearson_gene_median", "pearson_spot"]
+    assert {heading for heading in tables(text) if ":" in heading} == {
+        *(f"reconstruction: {score}" for score in asked),
+        "clustering: ari",
+        "smoothing: variance_kept",
+    }
     assert "not ranked" in text.split("## smoothing: variance_kept")[1].split("|")[0]
+    assert len(list((folder / "figures").iterdir())) == 6 + 2
 
 
-def test_scores_that_are_shown(config, tmp_path):
-    config["metrics"] = [{"name": "reconstruction", "scores": ["mse", "pearson_*"]}]
-    table = benchmark.run(config, folder=tmp_path, n_jobs=0)
-    assert {"mse", "rmse", "ssim", "cosine"} <= set(table["score"])
-    scores = {heading for heading in tables(benchmark.report(tmp_path).read_text()) if ":" in heading}
-    assert scores == {f"reconstruction: {s}" for s in ("mse", "pearson_gene", "pearson_gene_median", "pearson_spot")}
-    assert len(list((tmp_path / "figures").iterdir())) == 4 + 2
-
-
-def test_null_tests_stand_side_by_side(tmp_path):
-    from stdenoise.benchmark import _report
-
+def test_null_tests_stand_side_by_side():
     columns = ["dataset", "columns", "method", "metric", "metric_name", "score", "value"]
     rows = [["d", "d", "raw", "nulls", "null_test", f"kept_{run}", i] for i, run in enumerate(("real", "redrawn"))]
     shown = _report._shown(pd.DataFrame(rows, columns=columns), {"nulls": ["kept"]})
@@ -155,10 +156,6 @@ def test_time_and_memory(finished):
 
 
 def test_without_pyarrow_and_figures(finished, tmp_path, monkeypatch):
-    import shutil
-
-    from stdenoise.benchmark import _report
-
     folder = shutil.copytree(finished[0], tmp_path / "copy")
     for name in ("results.csv", "results.parquet", "report.md"):
         (folder / name).unlink(missing_ok=True)
@@ -169,16 +166,10 @@ def test_without_pyarrow_and_figures(finished, tmp_path, monkeypatch):
     assert sorted(p.name for p in folder.iterdir() if p.is_file()) == ["plan.json", "report.md", "results.csv"]
 
 
-def test_figures_leave_the_users_plots_alone(finished):
-    code = "matplotlib.pyplot"
-    loaded = sys.modules.pop(code, None)
-    try:
-        rows = rows_of(finished[1], "reconstruction", "mse")
-        _figures.box_plot(rows, title="mse", note="")
-        assert code not in sys.modules
-    finally:
-        if loaded is not None:
-            sys.modules[code] = loaded
+def test_figures_leave_the_users_plots_alone(finished, monkeypatch):
+    monkeypatch.delitem(sys.modules, "matplotlib.pyplot", raising=False)
+    _figures.box_plot(rows_of(finished[1], "reconstruction", "mse"), title="mse", note="")
+    assert "matplotlib.pyplot" not in sys.modules
 
 
 def frame(values):

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from scipy import sparse
 
-from stdenoise.datasets._readers import _read_positions, read_st, read_visium
+from stdenoise.datasets._readers import read_st, read_visium
 
 COUNTS = np.array([[0, 3, 1], [2, 0, 0], [0, 0, 5], [1, 1, 1]])
 BARCODES = ["AAAC-1", "AAAG-1", "AACC-1", "AACG-1"]
@@ -40,20 +40,17 @@ def write_matrix(path):
     return path
 
 
-def positions_text(*, header):
-    columns = "barcode,in_tissue,array_row,array_col,pxl_row_in_fullres,pxl_col_in_fullres\n"
-    return (columns if header else "") + "".join(",".join(map(str, row)) + "\n" for row in POSITIONS)
-
-
 def write_positions(folder, kind):
-    text = positions_text(header=kind == "header")
-    if kind != "archive":
+    columns = "barcode,in_tissue,array_row,array_col,pxl_row_in_fullres,pxl_col_in_fullres\n"
+    text = (columns if kind == "header" else "") + "".join(",".join(map(str, row)) + "\n" for row in POSITIONS)
+    if kind in ("plain", "header"):
         path = folder / "positions.csv"
         path.write_text(text)
         return path
     path = folder / "spatial.tar.gz"
     with tarfile.open(path, "w:gz") as archive:
-        for name, content in (("spatial/scalefactors_json.json", "{}"), ("spatial/tissue_positions_list.csv", text)):
+        files = {"spatial/scalefactors_json.json": "{}", "spatial/tissue_positions_list.csv": text}
+        for name, content in list(files.items())[: 1 if kind == "empty" else 2]:
             member = tarfile.TarInfo(name)
             member.size = len(content)
             archive.addfile(member, io.BytesIO(content.encode()))
@@ -64,10 +61,9 @@ def write_positions(folder, kind):
 def test_visium(tmp_path, kind):
     labels = tmp_path / "labels.tsv"
     labels.write_text("AAAC-1\tother\tWM\nAAAC-1\t7\tL3\nAACG-1\t7\tWM\n")
-    paths = {
-        "counts": write_matrix(tmp_path / "counts.h5"), "positions": write_positions(tmp_path, kind), "labels": labels,
-    }  # fmt: skip
-    adata = read_visium(paths, "7")
+    paths = {"counts": write_matrix(tmp_path / "counts.h5"), "positions": write_positions(tmp_path, kind)}
+    assert "region" not in read_visium(paths, "7").obs
+    adata = read_visium({**paths, "labels": labels}, "7")
     assert adata.obs_names.tolist() == ["AAAC-1", "AACC-1", "AACG-1"]  # AAAG-1 is not under the tissue
     np.testing.assert_array_equal(adata.X.toarray(), COUNTS[[0, 2, 3]])
     assert adata.X.format == "csr"
@@ -75,30 +71,18 @@ def test_visium(tmp_path, kind):
     np.testing.assert_array_equal(adata.obsm["spatial"], [[31, 101], [433, 303], [230, 100]])
     assert adata.obs["array_row"].tolist() == [0, 2, 0]
     assert adata.obs["array_col"].tolist() == [0, 4, 2]
-    assert adata.obs["region"].astype(object).tolist()[::2] == ["Layer3", "WM"]
-    assert pd.isna(adata.obs["region"].iloc[1])
+    assert adata.obs["region"].astype(object).fillna("-").tolist() == ["Layer3", "-", "WM"]
     assert adata.var_names.is_unique
     assert not adata.is_view
 
 
-def test_visium_without_labels(tmp_path):
-    paths = {"counts": write_matrix(tmp_path / "c.h5"), "positions": write_positions(tmp_path, "plain")}
-    assert "region" not in read_visium(paths, "7").obs
-
-
-def test_visium_barcode_without_a_position(tmp_path):
-    path = write_positions(tmp_path, "plain")
+def test_positions_that_are_missing(tmp_path):
+    counts, path = write_matrix(tmp_path / "c.h5"), write_positions(tmp_path, "plain")
     path.write_text("".join(line for line in path.read_text().splitlines(keepends=True) if "AACC" not in line))
-    with pytest.raises(ValueError, match="1 of 4 barcodes of c.h5 have no position in positions.csv, such as 'AACC-1'"):
-        read_visium({"counts": write_matrix(tmp_path / "c.h5"), "positions": path}, "7")
-
-
-def test_archive_without_positions(tmp_path):
-    path = tmp_path / "spatial.tar.gz"
-    with tarfile.open(path, "w:gz"):
-        pass
-    with pytest.raises(ValueError, match="spatial.tar.gz holds no file of tissue positions"):
-        _read_positions(path)
+    with pytest.raises(ValueError, match="1 of 4 .* c.h5 .* positions.csv.*'AACC-1'"):
+        read_visium({"counts": counts, "positions": path}, "7")
+    with pytest.raises(ValueError, match="spatial.tar.gz"):
+        read_visium({"counts": counts, "positions": write_positions(tmp_path, "empty")}, "7")
 
 
 def test_spatial_transcriptomics_array(tmp_path):

@@ -11,7 +11,7 @@ def tissue():
     return st.datasets.tissue()
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (2, 5), (7, 3), (61, 12), (100, 1)])
+@pytest.mark.parametrize("shape", [(1, 1), (2, 5), (100, 1)])
 def test_shape(shape):
     adata = st.datasets.tissue(*shape)
     assert adata.shape == shape
@@ -20,53 +20,35 @@ def test_shape(shape):
     assert (adata.obsm["spatial"] >= -1e-9).all()
 
 
-def test_default_shape_and_types(tissue):
+def test_default_shape_types_and_counts(tissue):
     assert tissue.shape == (1200, 300)
     assert sparse.isspmatrix_csr(tissue.X)
     assert tissue.X.dtype == tissue.layers["true_mean"].dtype == np.float32
     assert tissue.obs_names.is_unique
     assert tissue.var_names.is_unique
-
-
-def test_values_are_counts(tissue):
     assert tissue.X.data.min() >= 0
     np.testing.assert_array_equal(tissue.X.data, np.rint(tissue.X.data))
 
 
-def test_the_same_seed_gives_the_same_tissue(freeze):
-    assert freeze(st.datasets.tissue(50, 10, seed=3)) == freeze(st.datasets.tissue(50, 10, seed=3))
+def test_the_seed_gives_the_counts_and_not_the_places(freeze):
+    state = np.random.get_state()[1].copy()  # noqa: NPY002
+    first, again, other = (st.datasets.tissue(50, 10, seed=seed) for seed in (3, 3, 1))
+    assert freeze(first) == freeze(again)
+    assert (first.X != other.X).nnz > 0
+    np.testing.assert_array_equal(first.obsm["spatial"], other.obsm["spatial"])
+    # Global generators are left alone.
+    np.testing.assert_array_equal(np.random.get_state()[1], state)  # noqa: NPY002
 
 
-def test_another_seed_gives_other_counts_in_the_same_places():
-    first, second = (st.datasets.tissue(50, 10, seed=seed) for seed in (0, 1))
-    assert (first.X != second.X).nnz > 0
-    np.testing.assert_array_equal(first.obsm["spatial"], second.obsm["spatial"])
-
-
-def test_global_generators_are_left_alone():
-    before = np.random.get_state()[1].copy()  # noqa: NPY002
-    st.datasets.tissue(20, 5)
-    np.testing.assert_array_equal(np.random.get_state()[1], before)  # noqa: NPY002
-
-
-def test_spots_are_100_apart_on_a_hexagonal_array(tissue):
+def test_a_round_section_of_spots_100_apart_on_a_hexagonal_array(tissue):
     lengths = pdist(tissue.obsm["spatial"])
     assert lengths.min() == pytest.approx(100)
     # Between the rings of a hexagonal array, at 1 and at the square root of 3, there is nothing.
     assert not ((lengths > 101) & (lengths < 173)).any()
-    degree = 2 * (lengths < 101).sum() / 1200
-    assert 5.5 < degree < 6
-
-
-def test_the_section_is_round(tissue):
+    assert 5.5 < 2 * (lengths < 101).sum() / 1200 < 6
     centred = tissue.obsm["spatial"] - tissue.obsm["spatial"].mean(axis=0)
     area = 1200 * 100**2 * np.sqrt(0.75)
     assert np.hypot(*centred.T).max() == pytest.approx(np.sqrt(area / np.pi), rel=0.03)
-
-
-def test_five_regions_have_spots(tissue):
-    assert set(tissue.obs["region"]) == {"core", "inner", "outer", "rim", "islet"}
-    assert tissue.obs["region"].value_counts().min() > 10
 
 
 def test_counts_scatter_around_the_true_mean(tissue):
@@ -77,8 +59,11 @@ def test_counts_scatter_around_the_true_mean(tissue):
     assert ((counts - mean) ** 2).sum() == pytest.approx((mean + mean**2 / 5).sum(), rel=0.05)
 
 
-def test_one_third_of_the_genes_is_the_same_everywhere(tissue):
-    one_per_region = np.unique(tissue.obs["region"], return_index=True)[1]
+def test_one_third_of_the_genes_is_the_same_in_all_five_regions(tissue):
+    regions = tissue.obs["region"]
+    assert set(regions) == {"core", "inner", "outer", "rim", "islet"}
+    assert regions.value_counts().min() > 10
+    one_per_region = np.unique(regions, return_index=True)[1]
     logs = np.log(tissue.layers["true_mean"][one_per_region].astype(float))
     # From one region to another, genes without a pattern all change alike: by the depth of the two spots.
     changes = np.round(logs[1:] - logs[0], 3)
@@ -87,17 +72,13 @@ def test_one_third_of_the_genes_is_the_same_everywhere(tissue):
     assert (alike == 1).sum() + alike.max() > 290
 
 
-@pytest.mark.parametrize(
-    ("arguments", "error", "message"),
-    [
-        ({"n_spots": 0}, ValueError, "n_spots must be an integer >= 1, not 0"),
-        ({"n_genes": -1}, ValueError, "n_genes must be an integer >= 1"),
-        ({"n_spots": 10.0}, TypeError, "n_spots must be an integer >= 1"),
-        ({"seed": -1}, ValueError, "seed must be an integer >= 0"),
-        ({"seed": "a"}, TypeError, "seed must be an integer >= 0"),
-    ],
-    ids=str,
-)
-def test_bad_arguments(arguments, error, message):
-    with pytest.raises(error, match=message):
-        st.datasets.tissue(**arguments)
+def test_bad_input():
+    for change, error, words in [
+        ({"n_spots": 0}, ValueError, "n_spots.* 0"),
+        ({"n_genes": -1}, ValueError, "n_genes.* -1"),
+        ({"n_spots": 10.0}, TypeError, "n_spots.* 10.0"),
+        ({"seed": -1}, ValueError, "seed.* -1"),
+        ({"seed": "a"}, TypeError, "seed.* 'a'"),
+    ]:
+        with pytest.raises(error, match=words):
+            st.datasets.tissue(**change)

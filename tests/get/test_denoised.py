@@ -1,4 +1,3 @@
-import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
@@ -8,122 +7,80 @@ import stdenoise as st
 SUBSET = ["gene1", "gene7", "gene10"]
 
 
-@pytest.fixture
-def whole(hexagonal, small):
-    st.tl.denoise(hexagonal, **small)
-    return hexagonal
+@pytest.fixture(scope="module")
+def adata():
+    """A tissue with a result of all genes, and one of some; only to be read."""
+    adata = st.datasets.tissue(n_spots=61, n_genes=12)
+    st.pp.spatial_graph(adata, radius=120)
+    adata.var["length"] = np.arange(12)
+    small = {"n_hidden": 8, "n_latent": 3, "n_epochs": 3, "lr": 1e-2, "gate_reduction": 4}
+    st.tl.denoise(adata, **small)
+    st.tl.denoise(adata, genes=SUBSET, key_added="mine", **small)
+    return adata
 
 
-@pytest.fixture
-def partial(hexagonal, small):
-    hexagonal.var["length"] = np.arange(12)
-    st.tl.denoise(hexagonal, genes=SUBSET, **small)
-    return hexagonal
-
-
-def test_all_genes(whole):
-    result = st.get.denoised(whole)
-    np.testing.assert_array_equal(result.X, whole.layers["dusted_mean"])
+def test_all_genes_with_the_spots_and_what_belongs_to_them(adata):
+    result = st.get.denoised(adata)
+    np.testing.assert_array_equal(result.X, adata.layers["dusted_mean"])
     assert set(result.layers) == {"dispersion", "dropout"}
     for name in result.layers:
-        np.testing.assert_array_equal(result.layers[name], whole.layers[f"dusted_{name}"])
-    assert result.var_names.equals(whole.var_names)
-
-
-def test_some_genes(partial):
-    result = st.get.denoised(partial)
-    assert list(result.var_names) == SUBSET
-    assert list(result.var["length"]) == [1, 7, 10]
-    np.testing.assert_array_equal(result.X, partial.obsm["dusted_mean"].to_numpy())
-    for name in ("dispersion", "dropout"):
-        np.testing.assert_array_equal(result.layers[name], partial.obsm[f"dusted_{name}"].to_numpy())
-
-
-def test_spots_and_what_belongs_to_them(whole):
-    result = st.get.denoised(whole)
-    pd.testing.assert_frame_equal(result.obs, whole.obs)
+        np.testing.assert_array_equal(result.layers[name], adata.layers[f"dusted_{name}"])
+    assert result.var_names.equals(adata.var_names)
+    pd.testing.assert_frame_equal(result.obs, adata.obs)
     assert set(result.obsm) == {"spatial", "X_dusted"}
     for name in result.obsm:
-        np.testing.assert_array_equal(result.obsm[name], whole.obsm[name])
+        np.testing.assert_array_equal(result.obsm[name], adata.obsm[name])
     assert set(result.uns) == {"dusted"}
     assert result.uns["dusted"]["scale"] == "counts"
 
 
-def test_negative_binomial_results_have_no_dropout(hexagonal, small):
-    st.tl.denoise(hexagonal, likelihood="nb", **small)
-    assert set(st.get.denoised(hexagonal).layers) == {"dispersion"}
+def test_some_genes_under_their_key(adata, reload):
+    result = st.get.denoised(adata, "mine")
+    assert list(result.var_names) == SUBSET
+    assert list(result.var["length"]) == [1, 7, 10]
+    np.testing.assert_array_equal(result.X, adata.obsm["mine_mean"].to_numpy())
+    assert set(result.layers) == {"dispersion", "dropout"}
+    for name in result.layers:
+        np.testing.assert_array_equal(result.layers[name], adata.obsm[f"mine_{name}"].to_numpy())
+    assert set(result.obsm) == {"spatial", "X_mine"}
+    np.testing.assert_array_equal(reload(result, ".h5ad").X, result.X)
 
 
-def test_coordinates_under_the_other_name(hexagonal, small):
+def test_a_result_of_the_mean_alone_and_coordinates_under_the_other_name(hexagonal):
     hexagonal.obsm["X_spatial"] = hexagonal.obsm["spatial"]
     del hexagonal.obsm["spatial"]
-    st.tl.denoise(hexagonal, **small)
-    assert set(st.get.denoised(hexagonal).obsm) == {"X_spatial", "X_dusted"}
+    st.tl.denoise(hexagonal, "gene_mean")
+    result = st.get.denoised(hexagonal, "gene_mean")
+    assert not result.layers
+    assert set(result.obsm) == {"X_spatial"}
 
 
-def test_key_chooses_among_results(whole, small):
-    st.tl.denoise(whole, genes=["gene2"], key_added="mine", **small)
-    assert st.get.denoised(whole).n_vars == 12
-    result = st.get.denoised(whole, "mine")
-    assert list(result.var_names) == ["gene2"]
-    assert set(result.layers) == {"dispersion", "dropout"}
-    assert "X_mine" in result.obsm
-
-
-@pytest.mark.parametrize("tissue", ["whole", "partial"])
-def test_changes_to_the_result_do_not_reach_back(tissue, request, unchanged):
-    adata = request.getfixturevalue(tissue)
+@pytest.mark.parametrize("key", ["dusted", "mine"])
+def test_changes_to_the_result_do_not_reach_back(adata, key, unchanged):
     with unchanged(adata):
-        result = st.get.denoised(adata)
+        result = st.get.denoised(adata, key)
         result.X[:] = -1
         result.layers["dispersion"][:] = -1
         result.obs["region"] = "nowhere"
         result.var["length"] = -1
         for name in result.obsm:
             result.obsm[name][:] = -1
-        result.uns["dusted"]["params"]["alpha"] = -1
-        result.uns["dusted"]["history"]["loss"][:] = -1
+        result.uns[key]["params"]["alpha"] = -1
+        result.uns[key]["history"]["loss"][:] = -1
 
 
-@pytest.mark.parametrize("tissue", ["whole", "partial"])
-def test_input_is_not_changed(tissue, request, unchanged):
-    adata = request.getfixturevalue(tissue)
-    with unchanged(adata):
-        st.get.denoised(adata)
-
-
-def test_a_view_of_spots(partial):
-    result = st.get.denoised(partial[10:20])
-    np.testing.assert_array_equal(result.X, partial.obsm["dusted_mean"].to_numpy()[10:20])
+def test_a_view_of_spots_and_genes(adata):
+    result = st.get.denoised(adata[10:20, ["gene7", "gene0", "gene1"]], "mine")
+    assert list(result.var_names) == ["gene7", "gene1"]
+    np.testing.assert_array_equal(result.X, adata.obsm["mine_mean"][["gene7", "gene1"]][10:20])
     assert not result.is_view
 
 
-def test_the_result_can_be_written(partial, reload):
-    result = st.get.denoised(partial)
-    back = reload(result, ".h5ad")
-    assert isinstance(back, ad.AnnData)
-    np.testing.assert_array_equal(back.X, result.X)
-
-
-@pytest.mark.parametrize(
-    ("key", "message"),
-    [
-        ("dustd", "'dustd' is not in the denoised results of adata, which has 'dusted'. Did you mean 'dusted'"),
-        ("spatial_neighbors", "'spatial_neighbors' is not in the denoised results of adata, which has 'dusted'"),
-    ],
-)
-def test_unknown_key(whole, key, message):
-    with pytest.raises(KeyError, match=message):
-        st.get.denoised(whole, key)
-
-
-def test_no_result_at_all(hexagonal):
-    with pytest.raises(KeyError, match=r"which has nothing. Run st.tl.denoise\(adata\) first"):
-        st.get.denoised(hexagonal)
-
-
-def test_genes_sliced_away_after_a_subset_run(hexagonal, small):
-    st.tl.denoise(hexagonal, genes=["gene1", "gene4", "gene7"], **small)
-    result = st.get.denoised(hexagonal[:, ["gene7", "gene0", "gene1"]])
-    assert list(result.var_names) == ["gene7", "gene1"]
-    np.testing.assert_array_equal(result.X, hexagonal.obsm["dusted_mean"][["gene7", "gene1"]])
+def test_unknown_keys(adata, hexagonal):
+    for data, key, message in [
+        (adata, "dustd", "has 'dusted', 'mine'. Did you mean 'dusted'"),
+        (adata, "spatial_neighbors", "'spatial_neighbors' is not in .* 'dusted'"),
+        (hexagonal, "dusted", r"has nothing. Run st.tl.denoise\(adata\)"),
+    ]:
+        with pytest.raises(KeyError, match=message):
+            st.get.denoised(data, key)

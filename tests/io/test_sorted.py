@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as some
 from scipy import sparse
 
@@ -20,14 +20,14 @@ CHECK = partial(check_counts, where="the counts", allow_fractions=False)
 
 
 def cut(matrix, height):
-    """Start reading blocks of rows."""
-    return lambda: ((first, matrix[first : first + height]) for first in range(0, matrix.shape[0], height))
+    """Blocks of rows."""
+    return ((first, matrix[first : first + height]) for first in range(0, matrix.shape[0], height))
 
 
-def sort(matrix, folder, order, positions=None, height=7):
+def sort(matrix, folder, order=None, positions=None, height=7, blocks=None):
     return sort_counts(
-        cut(matrix, height),
-        order=order,
+        blocks or (lambda: cut(matrix, height)),
+        order=np.arange(matrix.shape[0]) if order is None else order,
         positions=positions,
         n_genes=matrix.shape[1],
         folder=folder,
@@ -53,6 +53,7 @@ def matrix():
     dtype=some.sampled_from([np.float32, np.float64, np.int64, np.uint8]),
     subset=some.booleans(),
 )
+@example(seed=0, shape=(9, 5), mean=3, height=4, window=7, dtype=np.float32, subset=True)
 def test_rows_and_columns_are_those_asked_for(tmp_path_factory, seed, shape, mean, height, window, dtype, subset):
     rng = np.random.default_rng(seed)
     dense = rng.poisson(mean, size=shape).astype(dtype)
@@ -81,8 +82,11 @@ def test_zeros_and_repeated_entries(tmp_path):
     assert matrix.data.tolist() == [1, 0, 200, 100, 3]
 
 
-def test_counts_stay_on_the_disk(matrix, tmp_path):
-    result = sort(matrix, tmp_path, np.arange(50))
+def test_counts_stay_on_the_disk_for_whoever_opens_them(matrix, tmp_path):
+    result = sort(matrix, tmp_path)
+    again = open_sorted(tmp_path)
+    assert torch.equal(again.counts.to_dense(), torch.tensor(matrix.toarray()))
+    np.testing.assert_array_equal(again.total, result.total)
     # Whoever changes the file changes the tensor.
     np.memmap(tmp_path / "values", np.float32, "r+")[:] = 7
     np.memmap(tmp_path / "col", np.int32, "r+")[0] = 11
@@ -91,28 +95,14 @@ def test_counts_stay_on_the_disk(matrix, tmp_path):
     assert result.counts.crow_indices().dtype == result.counts.col_indices().dtype == torch.int32
 
 
-def test_large_counts_have_large_indices(matrix, tmp_path, monkeypatch):
-    monkeypatch.setattr(_scratch, "_MOST_32_BIT", 20)
-    result = sort(matrix, tmp_path, np.arange(50)[::-1])
-    assert result.counts.crow_indices().dtype == result.counts.col_indices().dtype == torch.int64
-    np.testing.assert_array_equal(result.counts.to_dense().numpy(), matrix.toarray()[::-1])
-
-
-def test_products_take_it(matrix, tmp_path):
-    order = np.random.default_rng(1).permutation(50)
-    result = sort(matrix, tmp_path, order)
+def test_large_counts_have_large_indices_and_products_take_either(matrix, tmp_path, monkeypatch):
     weights = torch.randn(12, 3, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(result.counts @ weights, torch.tensor(matrix.toarray()[order]) @ weights)
-
-
-def test_another_process_can_open_it(matrix, tmp_path):
-    sort(matrix, tmp_path, np.arange(50))
-    code = (
-        "import sys, pathlib; from stdenoise._io.sorted import open_sorted;"
-        "c = open_sorted(pathlib.Path(sys.argv[1])); print(c.counts.to_dense().sum().item(), c.total.sum())"
-    )
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == [str(matrix.sum())] * 2
+    expected = torch.tensor(matrix.toarray()[::-1].copy())
+    torch.testing.assert_close(sort(matrix, tmp_path, np.arange(50)[::-1]).counts @ weights, expected @ weights)
+    monkeypatch.setattr(_scratch, "_MOST_32_BIT", 20)
+    counts = sort(matrix, tmp_path, np.arange(50)[::-1]).counts
+    assert counts.crow_indices().dtype == counts.col_indices().dtype == torch.int64
+    assert torch.equal(counts.to_dense(), expected)
 
 
 def test_memory_does_not_grow_with_the_counts(tmp_path):
@@ -137,44 +127,35 @@ def test_memory_does_not_grow_with_the_counts(tmp_path):
     assert float(done.stdout) < 0.06
 
 
-@pytest.mark.parametrize(("name", "keep"), [("counts.json", 0), ("col", 0), ("values", 100), ("crow", 10)])
-def test_what_is_not_complete_is_refused(matrix, tmp_path, name, keep):
-    sort(matrix, tmp_path, np.arange(50))
-    file = tmp_path / name
-    if keep:
-        os.truncate(file, keep)
-    else:
-        file.unlink()
-    with pytest.raises(OSError, match=f"sorted counts in '{tmp_path}'"):
-        open_sorted(tmp_path)
+def test_what_is_not_complete_is_refused(matrix, tmp_path):
+    sort(matrix, tmp_path)
+    whole = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    record = "counts.json"
+    broken = [("col", None), (record, None), *(("values", b"x" * 100), ("crow", b"x" * 10))]
+    broken += [(record, text) for text in (b"", b"{", b"[]", b'{"n_rows": 1}', b'{"n_rows": "a"}')]
+    for name, content in broken:
+        path = tmp_path / name
+        path.unlink() if content is None else path.write_bytes(content)
+        with pytest.raises(OSError, match=f"sorted counts in '{tmp_path}'"):
+            open_sorted(tmp_path)
+        path.write_bytes(whole[path])
+    open_sorted(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"n_rows": 1}', '{"n_rows": "a"}'])
-def test_a_broken_record_is_refused(matrix, tmp_path, text):
-    sort(matrix, tmp_path, np.arange(50))
-    (tmp_path / "counts.json").write_text(text)
-    with pytest.raises(OSError, match="no complete sorted counts"):
-        open_sorted(tmp_path)
-
-
-def test_the_record_comes_last(matrix, tmp_path, monkeypatch):
-    sort(matrix, tmp_path, np.arange(50))
+def test_the_record_comes_last_and_an_interrupted_sort_leaves_nothing(matrix, tmp_path, monkeypatch):
+    sort(matrix, tmp_path)
     written = []
     monkeypatch.setattr(_scratch, "_scatter", lambda *_: written.append((tmp_path / "counts.json").exists()))
-    sort(matrix, tmp_path, np.arange(50))
+    sort(matrix, tmp_path)
     assert written == [False] * 8
     assert json.loads((tmp_path / "counts.json").read_text())["n_rows"] == 50
-
-
-def test_an_interrupted_sort_leaves_nothing(matrix, tmp_path, monkeypatch):
-    sort(matrix, tmp_path, np.arange(50))
 
     def stop(*_):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(_scratch, "_scatter", stop)
     with pytest.raises(KeyboardInterrupt):
-        sort(matrix, tmp_path, np.arange(50))
+        sort(matrix, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -185,36 +166,21 @@ def test_a_full_disk_shows_before_anything_is_written(matrix, tmp_path, monkeypa
 
     monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(OSError, match=r"0.00 GB are needed, and .* GB are free on the disk of: '.*'") as error:
-        sort(matrix, tmp_path, np.arange(50))
+        sort(matrix, tmp_path)
     assert error.value.errno == errno.ENOSPC
     assert list(tmp_path.iterdir()) == []
 
 
-def test_no_raw_counts(matrix, tmp_path):
-    matrix.data[-1] = 0.5
-    with pytest.raises(ValueError, match="the counts .*log-transformed"):
-        sort(matrix, tmp_path, np.arange(50))
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_wrong_numbers_of_rows(matrix, tmp_path):
+def test_blocks_that_are_wrong_or_change_meanwhile(matrix, tmp_path):
     for n in (49, 51):
         with pytest.raises(ValueError, match=f"the order has {n} rows, but the counts have 50"):
             sort(matrix, tmp_path, np.arange(n))
     with pytest.raises(ValueError, match="starts with row 1, not 0"):
-        sort_counts(
-            lambda: iter([(1, matrix)]), order=np.arange(50), positions=None, n_genes=12, folder=tmp_path, check=CHECK
-        )
-
-
-def test_counts_that_change_meanwhile(matrix, tmp_path):
-    readings = iter([matrix, matrix * 0 + sparse.eye_array(50, 12, dtype=np.float32)])
+        sort(matrix, tmp_path, blocks=lambda: iter([(1, matrix)]))
+    readings = iter([matrix, sparse.eye_array(50, 12, dtype=np.float32).tocsr()])
     with pytest.raises(OSError, match="changed while they were read"):
-        sort_counts(
-            lambda: cut(sparse.csr_matrix(next(readings)), 7)(),
-            order=np.arange(50),
-            positions=None,
-            n_genes=12,
-            folder=tmp_path,
-            check=CHECK,
-        )
+        sort(matrix, tmp_path, blocks=lambda: cut(next(readings), 7))
+    matrix.data[-1] = 0.5
+    with pytest.raises(ValueError, match="the counts .*log-transformed"):
+        sort(matrix, tmp_path)
+    assert list(tmp_path.iterdir()) == []

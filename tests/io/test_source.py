@@ -83,52 +83,35 @@ def bare(tissue):
     return ad.AnnData(X=tissue.X.copy(), obs=tissue.obs[[]], var=tissue.var[[]])
 
 
-def matrix_of(tissue, layer):
-    return sparse.csr_matrix(tissue.X if layer is None else tissue.layers[layer])
-
-
 def assert_same_rows(source, expected, entries):
     blocks = list(source.row_blocks(entries))
     heights = [block.shape[0] for _, block in blocks]
     assert [first for first, _ in blocks] == [0, *np.cumsum(heights)[:-1]]
+    assert all(isinstance(block, sparse.csr_matrix) for _, block in blocks)
     np.testing.assert_array_equal(sparse.vstack([block for _, block in blocks]).toarray(), expected.toarray())
     return blocks
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("layer", LAYERS)
-def test_all_kinds_give_the_same_counts(opened, tissue, kind, layer):
+def test_all_kinds_give_the_same_counts_in_blocks_of_about_the_entries_asked_for(opened, tissue, kind, layer):
     source = open_source(opened(kind), layer)
-    for entries in (1, 70, 2**24):
-        blocks = assert_same_rows(source, matrix_of(tissue, layer), entries)
-    assert all(isinstance(block, sparse.csr_matrix) for _, block in blocks)
+    matrix = sparse.csr_matrix(tissue.X if layer is None else tissue.layers[layer])
+    row = matrix.shape[1] if layer == "dense" else np.diff(matrix.indptr).max()
+    for entries in (1, 40, 100, 2**24):
+        blocks = assert_same_rows(source, matrix, entries)
+        if entries in (40, 100) and "dask" not in kind and "lazy" not in kind:
+            held = [np.prod(block.shape) if layer == "dense" else block.nnz for _, block in blocks]
+            assert max(held) <= entries
+            # All but the last are as large as they can be: another row would not fit.
+            assert min(held[:-1]) > entries - row
 
 
-@pytest.mark.parametrize("kind", ["memory", ".h5ad", ".zarr", "backed"])
-@pytest.mark.parametrize("layer", LAYERS)
-def test_blocks_have_about_the_entries_asked_for(opened, tissue, kind, layer):
-    matrix = matrix_of(tissue, layer)
-    size = matrix.shape[1] if layer == "dense" else np.diff(matrix.indptr).max()
-    source = open_source(opened(kind), layer)
-    for entries in (40, 100):
-        blocks = list(source.row_blocks(entries))
-        for _, block in blocks:
-            held = np.prod(block.shape) if layer == "dense" else block.nnz
-            assert held <= entries
-        # All but the last are as large as they can be: another row would not fit.
-        for _, block in blocks[:-1]:
-            held = np.prod(block.shape) if layer == "dense" else block.nnz
-            assert held > entries - size
-
-
-@pytest.mark.parametrize("layer", [None, "dense"])
-def test_chunks_of_dask_are_kept_whole(opened, layer):
-    source = open_source(opened("dask"), layer)
-    for entries, height in ((1, 7), (140, 14), (209, 14), (210, 21)):
-        assert {first % height for first, _ in source.row_blocks(entries)} == {0}
-
-
-def test_chunks_of_files_are_kept_whole(bare, tmp_path):
+def test_chunks_are_kept_whole(opened, bare, tmp_path):
+    for layer in (None, "dense"):
+        source = open_source(opened("dask"), layer)
+        for entries, height in ((1, 7), (140, 14), (209, 14), (210, 21)):
+            assert {first % height for first, _ in source.row_blocks(entries)} == {0}
     bare.X = bare.X.toarray()
     bare.write_zarr(tmp_path / "a.zarr", chunks=(8, 5))
     source = open_source(tmp_path / "a.zarr", None)
@@ -137,47 +120,38 @@ def test_chunks_of_files_are_kept_whole(bare, tmp_path):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_all_else_is_in_memory(opened, tissue, kind, assert_same):
-    light = open_source(opened(kind), None).light
+def test_all_else_is_in_memory_and_copies_are_complete(opened, tissue, kind, tmp_path, assert_same):
+    data = opened(kind)
+    source = open_source(data, None)
+    light = source.light
     assert light.X is None
     assert not light.layers
     assert isinstance(light.obs, pd.DataFrame)
     assert isinstance(light.obs["library"].dtype, pd.CategoricalDtype)
     assert type(light.obsm["spatial"]).__module__ != "dask.array.core"
-    for part in ("obs", "var", "obsm", "varm", "obsp", "varp"):
-        assert_same(dict(getattr(light, part)), dict(getattr(tissue, part)))
-    assert light.uns["spatial_neighbors"].keys() == tissue.uns["spatial_neighbors"].keys()
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_readers_take_it(opened, tissue, kind):
-    data = opened(kind)
-    light = open_source(data, None).light
+    source.copy_to(tmp_path / "copy.zarr")
+    copy = ad.read_zarr(tmp_path / "copy.zarr")
+    for part in ("obs", "var", "obsm", "varm", "obsp", "varp", "layers"):
+        assert_same(dict(getattr(copy, part)), dict(getattr(tissue, part)))
+        if part != "layers":
+            assert_same(dict(getattr(light, part)), dict(getattr(tissue, part)))
+    for adata in (light, copy):
+        assert adata.uns["spatial_neighbors"].keys() == tissue.uns["spatial_neighbors"].keys()
+    assert copy.X.format == "csr"
+    assert copy.X.dtype == tissue.X.dtype
+    assert copy.layers["integers"].dtype == np.uint16
+    assert_same(copy.raw.X, tissue.raw.X)
+    assert list(copy.raw.var_names) == list(tissue.raw.var_names)
+    assert "X/data" in zarr.open_consolidated(tmp_path / "copy.zarr")
+    # A copy can be read block by block as its original.
+    assert_same_rows(open_source(tmp_path / "copy.zarr", None), tissue.X, 50)
+    # The readers take what is in memory, and what they write there stays there.
     np.testing.assert_array_equal(select_genes(light, "highly_variable"), [0, 2, 4, 6, 8])
     del light.obsp["spatial_connectivities"]
     st.pp.spatial_graph(light, radius=4.5, key_added="spatial", library_key="library")
     assert (read_graph(light, "spatial") != tissue.obsp["spatial_connectivities"]).nnz == 0
     if not isinstance(data, Path):
         assert "spatial_connectivities" in data.obsp
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_copies_are_complete(opened, tissue, kind, tmp_path, assert_same):
-    source = open_source(opened(kind), None)
-    source.copy_to(tmp_path / "copy.zarr")
-    copy = ad.read_zarr(tmp_path / "copy.zarr")
-    for part in ("obs", "var", "obsm", "varm", "obsp", "varp", "layers"):
-        assert_same(dict(getattr(copy, part)), dict(getattr(tissue, part)))
-    assert copy.X.format == "csr"
-    assert copy.X.dtype == tissue.X.dtype
-    assert_same(copy.X, tissue.X)
-    assert copy.uns["spatial_neighbors"].keys() == tissue.uns["spatial_neighbors"].keys()
-    assert_same(copy.raw.X, tissue.raw.X)
-    assert list(copy.raw.var_names) == list(tissue.raw.var_names)
-    assert copy.layers["integers"].dtype == np.uint16
-    assert "X/data" in zarr.open_consolidated(tmp_path / "copy.zarr")
-    # A copy can be read block by block as its original.
-    assert_same_rows(open_source(tmp_path / "copy.zarr", None), tissue.X, 50)
 
 
 @pytest.mark.parametrize("kind", [".h5ad", "lazy .zarr"])
@@ -190,81 +164,55 @@ def test_copies_of_many_pieces(opened, tissue, kind, tmp_path, monkeypatch, asse
     assert_same(dict(copy.layers), dict(tissue.layers))
 
 
-def test_a_copy_of_columns(bare, tmp_path, assert_same):
-    bare.layers["columns"] = bare.X.tocsc()
-    bare.write_h5ad(tmp_path / "a.h5ad")
-    open_source(tmp_path / "a.h5ad", None).copy_to(tmp_path / "copy.zarr")
-    copy = ad.read_zarr(tmp_path / "copy.zarr")
-    assert copy.layers["columns"].format == "csc"
-    assert_same(copy.layers["columns"], bare.X)
-
-
-@pytest.mark.parametrize("name", ["raw", "layers", "X"])
-def test_layers_of_odd_names(bare, tmp_path, name, assert_same):
-    bare.layers[name] = bare.X
-    bare.write_h5ad(tmp_path / "a.h5ad")
-    source = open_source(tmp_path / "a.h5ad", name)
-    source.copy_to(tmp_path / "copy.zarr")
-    assert_same(ad.read_zarr(tmp_path / "copy.zarr").layers[name], bare.X)
-
-
 @pytest.mark.parametrize("suffix", [".h5ad", ".zarr"])
-def test_counts_in_a_layer_only(bare, tissue, tmp_path, suffix):
-    bare.layers["counts"] = bare.X
+def test_counts_in_a_layer_only_whatever_its_name(bare, tissue, tmp_path, suffix, assert_same):
+    path, names = tmp_path / f"a{suffix}", ["X", "layers", "raw"]
+    bare.layers.update({**dict.fromkeys(names, bare.X), "columns": bare.X.tocsc()})
     bare.X = None
-    path = tmp_path / f"a{suffix}"
     bare.write_h5ad(path) if suffix == ".h5ad" else bare.write_zarr(path)
-    source = open_source(path, "counts")
-    assert_same_rows(source, tissue.X, 50)
-    source.copy_to(tmp_path / "copy.zarr")
-    assert ad.read_zarr(tmp_path / "copy.zarr").X is None
+    for name in names:
+        assert_same_rows(open_source(path, name), tissue.X, 50)
+    open_source(path, "raw").copy_to(tmp_path / "copy.zarr")
+    copy = ad.read_zarr(tmp_path / "copy.zarr")
+    assert copy.X is None
+    assert copy.layers["columns"].format == "csc"
+    for name in (*names, "columns"):
+        assert_same(copy.layers[name], tissue.X)
     for data in (path, bare):
-        with pytest.raises(ValueError, match=r"there is no .*X.*; pass layer=, one of \['counts'\]"):
+        with pytest.raises(ValueError, match=r"no .*X.*'layers', 'raw'"):
             open_source(data, None)
 
 
-def test_columns_in_memory(bare, tissue):
+def test_columns_are_read_in_memory_and_refused_on_disk(bare, tissue, tmp_path):
     bare.X = bare.X.tocsc()
     assert_same_rows(open_source(bare, None), tissue.X, 50)
-
-
-def test_columns_on_disk_are_refused(bare, tmp_path):
-    bare.X = bare.X.tocsc()
     bare.write_zarr(tmp_path / "a.zarr")
     bare.write_h5ad(tmp_path / "a.h5ad")
     backed = ad.read_h5ad(tmp_path / "a.h5ad", backed="r")
     for data in (tmp_path / "a.zarr", tmp_path / "a.h5ad", backed, ad.experimental.read_lazy(tmp_path / "a.zarr")):
-        with pytest.raises(ValueError, match=r"X.* is stored by columns .* adata.X = adata.X.tocsr\(\)"):
+        with pytest.raises(ValueError, match=r"X.* is stored by columns .*tocsr"):
             open_source(data, None)
     backed.file.close()
 
 
-@pytest.mark.parametrize("kind", ["memory", ".h5ad", ".zarr"])
-def test_unknown_layers(opened, kind):
-    with pytest.raises(KeyError, match="'integer' is not in .*layers.*Did you mean 'integers'"):
-        open_source(opened(kind), "integer")
-
-
-def test_what_cannot_be_opened(tissue, tmp_path):
-    with pytest.raises(TypeError, match="not str"):
-        open_source("tissue.h5ad", None)
-    with pytest.raises(FileNotFoundError, match="none.zarr"):
-        open_source(tmp_path / "none.zarr", None)
-    with pytest.raises(ValueError, match="file format"):
-        open_source(tmp_path / "a.csv", None)
-    with pytest.raises(ValueError, match="nothing in adata.X: 0 spots"):
-        open_source(tissue[:0].copy(), None)
+def test_what_cannot_be_opened(opened, tissue, tmp_path):
     (tmp_path / "broken.h5ad").write_bytes(b"broken")
-    with pytest.raises(OSError, match="broken.h5ad"):
-        open_source(tmp_path / "broken.h5ad", None)
     (tmp_path / "empty.zarr").mkdir()
-    with pytest.raises(OSError, match="empty.zarr"):
-        open_source(tmp_path / "empty.zarr", None)
-
-
-def test_views_of_backed_data_are_refused(opened):
-    with pytest.raises(ValueError, match="to_memory"):
-        open_source(opened("backed")[:5], None)
+    for data, layer, error, message in [
+        *(
+            (opened(kind), "integer", KeyError, "layers.*Did you mean 'integers'")
+            for kind in ("memory", ".h5ad", ".zarr")
+        ),
+        ("tissue.h5ad", None, TypeError, "not str"),
+        (tmp_path / "none.zarr", None, FileNotFoundError, "none.zarr"),
+        (tmp_path / "a.csv", None, ValueError, "file format"),
+        (tissue[:0].copy(), None, ValueError, "nothing in adata.X: 0 spots"),
+        (tmp_path / "broken.h5ad", None, OSError, "broken.h5ad"),
+        (tmp_path / "empty.zarr", None, OSError, "empty.zarr"),
+        (opened("backed")[:5], None, ValueError, "to_memory"),
+    ]:
+        with pytest.raises(error, match=message):
+            open_source(data, layer)
 
 
 # Damage
@@ -293,8 +241,9 @@ def scramble(file):
     file.write_bytes(bytes(255 - byte for byte in file.read_bytes()))
 
 
-@pytest.mark.parametrize("damage", [truncate, scramble, Path.unlink])
-@pytest.mark.parametrize("name", ["data", "indices"])
+@pytest.mark.parametrize(
+    ("name", "damage"), [("data", truncate), ("data", Path.unlink), ("indices", scramble), ("indices", Path.unlink)]
+)
 def test_unreadable_blocks_are_named(chunked, tissue, name, damage):
     source = open_source(chunked, None)
     damage(chunked / "X" / name / "4")
@@ -314,7 +263,7 @@ def test_unreadable_blocks_are_named(chunked, tissue, name, damage):
 def test_unreadable_rows_of_a_dense_layer(chunked, damage):
     source = open_source(chunked, "dense")
     damage(chunked / "layers/dense/2.0")
-    with pytest.raises(OSError, match=r"cannot read rows 16 to 23 of layers\['dense'\] of '.*chunked.zarr'"):
+    with pytest.raises(OSError, match=r"rows 16 to 23 of layers\['dense'\] of '.*chunked.zarr'"):
         list(source.row_blocks(80))
 
 
@@ -327,14 +276,11 @@ def test_chunks_of_zeros_may_be_missing(bare, tmp_path):
     assert_same_rows(open_source(tmp_path / "a.zarr", None), bare.X, 10)
 
 
-def test_columns_out_of_range(chunked):
+def test_columns_out_of_range_and_a_wrong_shape(chunked):
     zarr.open_group(chunked, mode="r+")["X/indices"][30] = 10
-    with pytest.raises(OSError, match="cannot read rows 0 to 40 .*between 0 and 9"):
+    with pytest.raises(OSError, match="rows 0 to 40 .*between 0 and 9"):
         list(open_source(chunked, None).row_blocks())
-
-
-def test_a_wrong_shape(chunked):
     zarr.open_group(chunked, mode="r+", use_consolidated=False)["X"].attrs["shape"] = [40, 10]
     (chunked / ".zmetadata").unlink(missing_ok=True)
-    with pytest.raises(OSError, match=r"damaged: it has shape \(40, 10\), not \(41, 10\)"):
+    with pytest.raises(OSError, match=r"damaged: .*\(40, 10\), not \(41, 10\)"):
         open_source(chunked, None)

@@ -3,11 +3,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as some
 from scipy import sparse
-from torch.autograd import gradcheck
 from torch_geometric.nn import MessagePassing
 from torch_geometric.utils import softmax
 
-from stdenoise.nn.attention import GraphAttention, attention_weights, xavier_normal
+from stdenoise.nn.attention import GraphAttention, xavier_normal
 from stdenoise.spatial.graph import SpatialGraph
 
 
@@ -49,6 +48,9 @@ def layer_and_input(seed, n_spots, n_in=4, n_out=3):
 def test_equals_message_passing(seed, n_spots, density):
     graph = random_graph(seed, n_spots, density)
     layer, x = layer_and_input(seed, n_spots)
+    # Up to scores at which the logistic function is flat.
+    with torch.no_grad():
+        layer.source.mul_(10 ** (seed % 3 - 1))
     ours = layer(graph, x)
     plain = PlainAttention(layer)(x, torch.stack([graph.col.long(), graph.row.long()]))
     torch.testing.assert_close(ours, plain, rtol=1e-10, atol=1e-12)
@@ -61,22 +63,6 @@ def test_equals_message_passing(seed, n_spots, density):
         strict=True,
     ):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)
-
-
-def test_weights_sum_to_one_and_stay_within_a_factor_e():
-    graph = random_graph(0, 15, 0.3)
-    source, target = 20 * torch.randn(2, 15, generator=torch.Generator().manual_seed(0))
-    weights = attention_weights(graph, source, target)
-    torch.testing.assert_close(graph.row_sum(weights), torch.ones(15))
-    for spot in range(15):
-        of_spot = weights[graph.row == spot]
-        assert of_spot.max() / of_spot.min() <= torch.e * (1 + 1e-6)
-
-
-def test_gradcheck_of_weights():
-    graph = random_graph(1, 6, 0.4)
-    scores = torch.randn(2, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    assert gradcheck(lambda s: attention_weights(graph, s[0], s[1]), scores)
 
 
 @pytest.mark.parametrize(("shape", "expected"), [((400, 100), 1.414 * (2 / 500) ** 0.5), ((512,), 1.414 / 512**0.5)])

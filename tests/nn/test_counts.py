@@ -1,9 +1,10 @@
+from itertools import product
+
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as some
-from torch.autograd import gradcheck
 
 from stdenoise.nn.counts import EPS, activate, count_blocks, count_loss_, heads_loss
 
@@ -50,16 +51,7 @@ def test_loss_and_gradients_equal_torch_distributions(seed, n_heads, spread):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("n_heads", [1, 2, 3])
-def test_gradcheck(n_heads):
-    inputs, weights, counts, size_factors = case(3, n_heads=n_heads)
-    blocks = count_blocks(counts.to_sparse_csr())
-    assert gradcheck(
-        lambda *heads: heads_loss(heads[:n_heads], heads[n_heads:], blocks, size_factors), [*inputs, *weights]
-    )
-
-
-@pytest.mark.parametrize("block_entries", [1, 5, 11, 10**6])
+@pytest.mark.parametrize("block_entries", [1, 11, 10**6])
 def test_blocks_do_not_change_the_loss(block_entries):
     inputs, weights, counts, size_factors = case(1)
     whole = heads_loss(inputs, weights, count_blocks(counts.to_sparse_csr()), size_factors)
@@ -70,13 +62,12 @@ def test_blocks_do_not_change_the_loss(block_entries):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("logit", [-200.0, -50.0, 50.0, 200.0])
-def test_extreme_logits_stay_finite(dtype, logit):
+def test_extreme_logits_stay_finite(dtype):
     counts = torch.tensor([[0.0, 1.0, 50_000.0]], dtype=dtype)
     (block,) = count_blocks(counts.to_sparse_csr())
-    for n_heads in (1, 2, 3):
-        for sign in ([1, 1, 1], [1, -1, 1], [1, 1, -1], [1, -1, -1]):
-            logits = [torch.full_like(counts, s * logit) for s in sign[:n_heads]]
+    for n_heads, signs in product((1, 2, 3), ([1, 1, 1], [1, -1, 1], [1, 1, -1], [1, -1, -1])):
+        for logit in (-200.0, -50.0, 50.0, 200.0):
+            logits = [torch.full_like(counts, sign * logit) for sign in signs[:n_heads]]
             loss = count_loss_(logits, block, torch.ones(1, dtype=dtype))
             assert loss.isfinite()
             assert all(g.isfinite().all() for g in logits)

@@ -56,38 +56,31 @@ def path(state, tmp_path):
     return tmp_path / "weights.pt"
 
 
-def test_features_are_those_before_the_last_layer(torchvision, path, state):
+@pytest.fixture
+def network(torchvision, path):
+    """The tiny network; loading it draws no random numbers."""
+    before = torch.random.get_rng_state()
     network = load_resnet(path, "resnet50")
+    assert torch.equal(torch.random.get_rng_state(), before)
+    return network
+
+
+def test_features_are_those_before_the_last_layer_which_may_be_missing(network, state, tmp_path):
     tiles = np.random.default_rng(0).integers(0, 256, size=(5, 8, 8, 3), dtype=np.uint8)
     found = pooled_features(network, tiles)
     assert network.seen.shape == (5, 3, 299, 299)
     with torch.no_grad():
         x = torch.from_numpy(tiles).permute(0, 3, 1, 2) / 255
-        mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
-        x = (nn.functional.interpolate(x, (299, 299), mode="bilinear", antialias=True) - mean[:, None, None]) / std[
-            :, None, None
-        ]
+        mean, std = (torch.tensor(x)[:, None, None] for x in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
+        x = (nn.functional.interpolate(x, (299, 299), mode="bilinear", antialias=True) - mean) / std
         expected = x.mean((2, 3)) @ state["conv.weight"][:, :, 0, 0].T + state["conv.bias"]
     # The normalisation is in its state for use, and its statistics are those of a new layer.
     np.testing.assert_allclose(found, expected / np.sqrt(1 + 1e-5), atol=1e-5)
-
-
-def test_the_last_layer_may_be_missing(torchvision, path, state, tmp_path):
     torch.save({name: value for name, value in state.items() if not name.startswith("fc.")}, tmp_path / "headless.pt")
-    tiles = np.random.default_rng(0).uniform(size=(2, 4, 4, 3))
-    networks = [load_resnet(file, "resnet18") for file in (path, tmp_path / "headless.pt")]
-    one, other = (pooled_features(network, tiles) for network in networks)
-    np.testing.assert_array_equal(one, other)
+    np.testing.assert_array_equal(pooled_features(load_resnet(tmp_path / "headless.pt", "resnet18"), tiles), found)
 
 
-def test_loading_draws_no_random_numbers(torchvision, path):
-    before = torch.random.get_rng_state()
-    load_resnet(path, "resnet50")
-    assert torch.equal(torch.random.get_rng_state(), before)
-
-
-def test_the_kinds_of_pixels_agree(torchvision, path):
-    network = load_resnet(path, "resnet50")
+def test_the_kinds_of_pixels_agree(network):
     bytes_ = np.random.default_rng(0).integers(0, 256, size=(3, 6, 6, 3), dtype=np.uint8)
     found = pooled_features(network, bytes_)
     np.testing.assert_allclose(pooled_features(network, bytes_ / 255), found, atol=1e-5)
@@ -98,39 +91,26 @@ def test_the_kinds_of_pixels_agree(torchvision, path):
     np.testing.assert_allclose(grey, pooled_features(network, bytes_[..., [0, 0, 0]]), atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("tiles", "words"),
-    [
-        (np.zeros((1, 2, 2, 2)), "takes images of 1, 3 or 4 channels, not 2"),
-        (np.full((1, 2, 2, 3), 255.0), "must have values between 0 and 1, not from 255 to 255"),
-        (np.full((1, 2, 2, 3), -0.5), "must have values between 0 and 1"),
-    ],
-)
-def test_images_that_are_not_understood(torchvision, path, tiles, words):
-    with pytest.raises(ValueError, match=words):
-        pooled_features(load_resnet(path, "resnet50"), tiles)
+def test_images_that_are_not_understood(network):
+    for tiles, words in (
+        (np.zeros((1, 2, 2, 2)), "1, 3 or 4 channels, not 2"),
+        (np.full((1, 2, 2, 3), 255.0), "between 0 and 1, not from 255 to 255"),
+        (np.full((1, 2, 2, 3), -0.5), "between 0 and 1"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            pooled_features(network, tiles)
 
 
 def test_files_that_are_not_weights(torchvision, state, tmp_path):
-    torch.save([1, 2], tmp_path / "list.pt")
-    with pytest.raises(ValueError, match="does not hold a state dict"):
-        load_resnet(tmp_path / "list.pt", "resnet50")
+    path = tmp_path / "other.pt"
     del state["conv.weight"]
-    torch.save(state, tmp_path / "other.pt")
-    with pytest.raises(ValueError, match=r"is not a state dict of resnet50: (?s:.)*conv.weight"):
-        load_resnet(tmp_path / "other.pt", "resnet50")
-    with pytest.raises(FileNotFoundError):
-        load_resnet(tmp_path / "nowhere.pt", "resnet50")
-
-
-def test_a_file_cannot_run_code(torchvision, tmp_path):
-    torch.save({"conv.weight": Tiny}, tmp_path / "code.pt")
-    with pytest.raises(Exception, match="[Ww]eights.only"):
-        load_resnet(tmp_path / "code.pt", "resnet50")
-
-
-def test_torchvision_is_missing(monkeypatch, path):
-    monkeypatch.setitem(sys.modules, "torchvision", None)
-    monkeypatch.setitem(sys.modules, "torchvision.models", None)
-    with pytest.raises(ImportError, match="needs torchvision, which is not installed.*function of your own"):
-        load_resnet(path, "resnet50")
+    for content, error, words in (
+        ([1, 2], ValueError, "does not hold a state dict"),
+        ({"conv.weight": 1}, ValueError, "does not hold a state dict"),
+        (state, ValueError, "is not a state dict of resnet50: (?s:.)*conv.weight"),
+        # It cannot run code.
+        ({"conv.weight": Tiny}, Exception, "[Ww]eights.only"),
+    ):
+        torch.save(content, path)
+        with pytest.raises(error, match=words):
+            load_resnet(path, "resnet50")

@@ -6,10 +6,10 @@ import torch
 from scipy import sparse
 
 from stdenoise.methods.dca import DCA, DCAConfig
-from stdenoise.methods.dca.batches import Batches, standardization
+from stdenoise.methods.dca.batches import make_batch, standardization
 from stdenoise.methods.dca.module import DCAModule
 from stdenoise.nn.counts import activate
-from stdenoise.spatial.spots import Context, Spots, make_spots
+from stdenoise.spatial.spots import Spots, Tissue
 from stdenoise.train.patches import Patches
 
 DTYPES = [torch.float64, torch.float32]
@@ -57,25 +57,19 @@ def two_spots(y, mu, likelihood, dtype, theta=None, pi=None, ridge=0.0):
 def batch_of(spots):
     """All spots, none of them empty, as one batch."""
     data = Patches(spots)
-    return Batches(data, *standardization(data, data.n_spots)).take(torch.arange(data.n_spots))
+    return make_batch(data.patch(np.arange(data.n_spots), data.n_spots), *standardization(data, data.n_spots))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_losses(dtype):
+def test_losses_and_those_of_each_entry(dtype):
     close(two_spots(Y, MU, "nb-conddisp", dtype, THETA), 1.300084)
     close(two_spots(Y, MU, "nb", dtype, THETA[0]), 1.285051)
     close(two_spots(Y, MU, "zinb-conddisp", dtype, THETA, PI), 1.219151)
     close(two_spots(Y, MU, "zinb-conddisp", dtype, THETA, PI, ridge=0.1), 1.230193)
     close(two_spots(Y, MU, "poisson", dtype), 1.299054)
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_zero_inflated_loss_of_each_entry(dtype):
-    for i in range(2):
-        for j in range(3):
-            parts = ([[x[i][j]]] for x in (Y, MU, THETA, PI))
-            y, mu, theta, pi = parts
-            close(two_spots(y, mu, "zinb-conddisp", dtype, theta, pi), ZINB[i][j])
+    for i, j in np.ndindex(2, 3):
+        y, mu, theta, pi = ([[x[i][j]]] for x in (Y, MU, THETA, PI))
+        close(two_spots(y, mu, "zinb-conddisp", dtype, theta, pi), ZINB[i][j])
 
 
 COUNTS = sparse.csr_matrix(np.array([[1, 0, 3], [4, 2, 2], [0, 1, 1], [5, 0, 0]], dtype=np.float32))
@@ -89,7 +83,7 @@ INPUT = [
 
 
 def test_size_factors_and_standardised_input():
-    spots = make_spots(COUNTS, ["a", "b", "c"], positions=None, context=Context(), device=torch.device("cpu"))
+    spots = Tissue().with_counts(COUNTS, ["a", "b", "c"], positions=None, device=torch.device("cpu"))
     close(spots.size_factors, SIZE_FACTORS)
     batch = batch_of(spots)
     close(batch.x, INPUT)
@@ -117,10 +111,10 @@ def test_three_groups_come_nearer_to_their_means(likelihood):
     dispersion = 2.0
     counts = rng.poisson(rng.gamma(dispersion, mean / dispersion)).astype(np.float32)
     counts = sparse.csr_matrix(counts)
-    spots = make_spots(counts, list(range(100)), positions=None, context=Context(), device=torch.device("cpu"))
-    denoised = DCA(likelihood=likelihood, n_epochs=40).fit(spots, seed=0, progress=False).mean.numpy()
+    spots = Tissue().with_counts(counts, list(range(100)), positions=None, device=torch.device("cpu"))
+    denoised = DCA(likelihood=likelihood, n_epochs=15).fit(spots, seed=0, progress=False).mean.numpy()
     of_raw, of_denoised = (
         np.corrcoef(np.log1p(mean).ravel(), np.log1p(x).ravel())[0, 1] for x in (counts.toarray(), denoised)
     )
     assert of_raw < 0.70
-    assert of_denoised > 0.83
+    assert of_denoised > 0.9

@@ -25,20 +25,19 @@ def load():
     return read
 
 
-def test_edges_of_the_published_graph(load):
-    adata = load("dlpfc_151673")
-    st.pp.spatial_graph(adata, radius=150)
-    stats = adata.uns["spatial_neighbors"]["stats"]
-    assert stats["n_edges"] == 21124
-    assert stats["mean_degree"] == pytest.approx(5.8049, abs=5e-5)
-
-
 @pytest.mark.parametrize("name", ["dlpfc_151673", "dlpfc_151676", "hcc_visium", "visium_mbrain_withbackground"])
-def test_automatic_radius_on_visium(load, name):
+def test_the_graph_of_visium(load, name):
     adata = load(name)
     st.pp.spatial_graph(adata)
-    assert 5.5 <= adata.uns["spatial_neighbors"]["stats"]["mean_degree"] <= 6
+    stats = adata.uns["spatial_neighbors"]["stats"]
+    assert 5.5 <= stats["mean_degree"] <= 6
     assert np.diff(adata.obsp["spatial_connectivities"].indptr).max() == 6
+    if name == "dlpfc_151673":
+        # The published graph.
+        st.pp.spatial_graph(adata, radius=150)
+        stats = adata.uns["spatial_neighbors"]["stats"]
+        assert stats["n_edges"] == 21124
+        assert stats["mean_degree"] == pytest.approx(5.8049, abs=5e-5)
 
 
 @pytest.mark.parametrize("name", ["starmap_mpfc_BZ5", "osmfish_ssctx", "her2st_C1"])
@@ -47,7 +46,7 @@ def test_denoising_sections_of_other_technologies(load, name):
     adata.var_names_make_unique()
     st.pp.spatial_graph(adata)
     genes = list(adata.var_names[:100])
-    st.tl.denoise(adata, genes=genes, n_epochs=40, lr=1e-3)
+    st.tl.denoise(adata, genes=genes, n_epochs=15, lr=3e-3)
     loss = adata.uns["dusted"]["history"]["loss"]
     assert loss[-1] < 0.9 * loss[0]
     assert np.isfinite(adata.obsm["dusted_mean"].to_numpy()).all()

@@ -47,7 +47,7 @@ def five_spots():
         median_total=1.0,
         nonempty=torch.ones(5, dtype=torch.bool),
         genes=("a", "b"),
-        coordinates=torch.tensor(COORDINATES, dtype=torch.float64),
+        arrays={"coordinates": torch.tensor(COORDINATES, dtype=torch.float64)},
     )
     # The sheet works on these values as they are.
     vars(spots)["lognorm"] = y
@@ -64,25 +64,18 @@ def precision_of(method):
 
 
 @pytest.mark.parametrize(("params", "roughness", "expected"), EXACT)
-def test_minimisers(params, roughness, expected):
-    result = smoother(**params).fit(five_spots(), seed=0, progress=False)
-    np.testing.assert_allclose(result.mean, expected, atol=1e-6)
-
-
-@pytest.mark.parametrize(("params", "roughness", "expected"), EXACT)
-def test_roughness_of_the_data(params, roughness, expected):
-    _, q = precision_of(smoother(**params))
+def test_minimisers_and_roughness_of_the_data(params, roughness, expected):
+    method = smoother(**params)
+    np.testing.assert_allclose(method.fit(five_spots(), seed=0, progress=False).mean, expected, atol=1e-6)
+    _, q = precision_of(method)
     assert np.trace(np.transpose(Y) @ q @ Y) / 10 == pytest.approx(roughness, abs=1e-6)
 
 
-def test_precision_of_icar():
+def test_precision_of_icar_and_isar():
     _, q = precision_of(smoother(rho=0.9))
     off = -0.9
     expected = [[2, off, off, 0, 0], [off, 2, 0, off, 0], [off, 0, 2, off, 0], [0, off, off, 2, 0], [0, 0, 0, 0, 0.1]]
     np.testing.assert_allclose(q, expected, atol=1e-12)
-
-
-def test_precision_of_isar():
     _, q = precision_of(smoother(prior="isar", rho=0.9))
     np.testing.assert_allclose(q[0], [1.405, -0.9, -0.9, 0.405, 0], atol=1e-12)
     assert q[4, 4] == pytest.approx(0.01)

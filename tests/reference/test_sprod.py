@@ -59,12 +59,8 @@ def test_bandwidths_and_dissimilarities(pairs):
     cost, sigma = dissimilarities(features, *pairs, perplexity=2.5, margin=0.001)
     np.testing.assert_allclose(sigma, SIGMA, atol=1e-6)
     np.testing.assert_allclose(cost, S, atol=1e-6)
-
-
-def test_probabilities():
     # (1 - mean probability) ** (n / 7) of the first two spots, from the two columns in the sheet.
     row, col = torch.tensor([0]), torch.tensor([1])
-    features = standardised(torch.tensor(FEATURES), None, generator=torch.Generator())
     cost, _ = dissimilarities(features, row, col, perplexity=2.5, margin=0.001)
     assert cost.item() == pytest.approx((1 - (0.702583 + 0.516246) / 2) ** (6 / 7), abs=1e-6)
 
@@ -80,25 +76,19 @@ def test_gradient_at_the_start(pairs, slabs):
     np.testing.assert_allclose((gradient - 3 * cost)[[0, 2, 1]], [0.322727, 1.847037, 0.509083], atol=2e-6)
 
 
-def test_optimum(pairs, slabs):
+def test_optimum_and_smoothing_over_it(pairs, slabs):
     weights, history = weigh(slabs, *pairs, torch.tensor(S, dtype=torch.float64), CONFIG, progress=False)
     assert history[-1] == pytest.approx(-1.300270, abs=1e-6)
     assert history[-1] <= objective(slabs, BEST, S) + 1e-9
     np.testing.assert_allclose(weights, BEST, atol=5e-6)
     np.testing.assert_allclose(smoothed(E, pairs, weights), SMOOTHED, atol=3e-6)
-
-
-def test_smoothing_over_the_best_weights(pairs):
     np.testing.assert_allclose(smoothed(E, pairs, BEST), SMOOTHED, atol=2e-6)
     row = smoothed(torch.eye(6, dtype=torch.float64), pairs, BEST)[0]
     np.testing.assert_allclose(row, [0.873244, 0.071223, 0.000001, 0.055121, 0.000406, 0.000005], atol=1e-6)
 
 
-def test_objective_of_the_released_weights(slabs):
+def test_the_released_weights(pairs, slabs):
     assert objective(slabs, RELEASED, S) == pytest.approx(-0.533422, abs=1e-5)
-
-
-def test_smoothing_over_the_released_weights(pairs):
     weights = smoothed(torch.eye(6, dtype=torch.float64), pairs, RELEASED)
     np.testing.assert_allclose(weights[0, [0, 1, 3]], [0.815749, 0.098653, 0.078235], atol=1e-6)
     np.testing.assert_allclose(smoothed(E, pairs, RELEASED)[0], [1.091289, 0.110627, 2.883682], atol=2e-6)

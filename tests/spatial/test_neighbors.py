@@ -42,21 +42,16 @@ def test_nearest_neighbours_equal_brute_force(seed, n, d, k, n_coincident, whole
     np.testing.assert_allclose(distance.numpy(), expected, rtol=1e-12)
 
 
-@pytest.mark.parametrize(("scale", "shift"), [(1e30, 0), (1e-30, 0), (1, 1e7), (1e6, -1e9)])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("scale", "shift", "dtype"), [(1e30, 0, "float32"), (1e-30, 0, "float64"), (1, 1e7, "float32")]
+)
 def test_neither_scale_nor_place_matters(scale, shift, dtype):
-    points = (torch.tensor(drawn(0, 200, 5)) * scale + shift).to(dtype)
+    points = (torch.tensor(drawn(0, 200, 5)) * scale + shift).to(getattr(torch, dtype))
     index, distance = nearest_neighbors(points, 7)
     expected_index, expected = brute_force(points.double().numpy(), 7)
-    assert distance.dtype == dtype
-    np.testing.assert_allclose(distance.double().numpy(), expected, rtol=1e-6 if dtype == torch.float32 else 1e-12)
+    assert distance.dtype == points.dtype
+    np.testing.assert_allclose(distance.double().numpy(), expected, rtol=1e-6 if dtype == "float32" else 1e-12)
     np.testing.assert_array_equal(index.numpy(), expected_index)
-
-
-def test_an_outlier_does_not_blur_the_others():
-    points = drawn(1, 300, 4)
-    points[17] = 1e9
-    np.testing.assert_array_equal(nearest_neighbors(torch.tensor(points), 5)[0], brute_force(points, 5)[0])
 
 
 def test_blocks_give_the_same_neighbours(monkeypatch):
@@ -67,33 +62,24 @@ def test_blocks_give_the_same_neighbours(monkeypatch):
         assert torch.equal(part, other)
 
 
-def test_reduced_precision_of_products_does_no_harm():
+def test_neither_reduced_precision_of_products_nor_an_outlier_does_harm():
     points = drawn(3, 300, 20)
+    points[17] = 1e9
     torch.set_float32_matmul_precision("medium")
     try:
-        index, _ = nearest_neighbors(torch.tensor(points), 5)
+        medium, _ = nearest_neighbors(torch.tensor(points), 5)
     finally:
         torch.set_float32_matmul_precision("highest")
-    np.testing.assert_array_equal(index, brute_force(points, 5)[0])
+    for index in (medium, nearest_neighbors(torch.tensor(points), 5)[0]):
+        np.testing.assert_array_equal(index, brute_force(points, 5)[0])
 
 
-def test_points_at_one_place():
-    index, distance = nearest_neighbors(torch.zeros(40, 3), 2)
-    assert index[:3].tolist() == [[1, 2], [0, 2], [0, 1]]
-    assert (distance == 0).all()
-    assert nearest_neighbors(torch.zeros(40, 3), 2, include_self=True)[0][30].tolist() == [0, 1]
-
-
-def test_a_point_alone_has_no_neighbours():
+def test_a_point_alone_has_no_neighbours_and_no_more_are_asked_for_than_there_are():
     index, distance = nearest_neighbors(torch.zeros(1, 3), 0)
     assert index.shape == distance.shape == (1, 0)
-    assert nearest_neighbors(torch.zeros(1, 3), 1, include_self=True)[0].tolist() == [[0]]
-
-
-@pytest.mark.parametrize(("k", "include_self", "most"), [(3, False, 2), (4, True, 3), (-1, False, 2)])
-def test_more_neighbours_than_points_are_refused(k, include_self, most):
-    with pytest.raises(ValueError, match=f"k must lie between 0 and {most}, not {k}"):
-        nearest_neighbors(torch.zeros(3, 2), k, include_self=include_self)
+    for k, include_self, most in ((3, False, 2), (4, True, 3), (-1, False, 2)):
+        with pytest.raises(ValueError, match=f"between 0 and {most}, not {k}"):
+            nearest_neighbors(torch.zeros(3, 2), k, include_self=include_self)
 
 
 # -- Spots of libraries
@@ -117,11 +103,12 @@ def edges_of(graph, lengths):
 def test_neighbourhoods_equal_brute_force(seed, n, d, n_libraries, k, n_coincident, whole):
     points = drawn(seed, n, d, n_coincident=n_coincident, whole=whole)
     codes = np.random.default_rng(seed).integers(0, n_libraries, n)
+    libraries = torch.tensor(codes) if n_libraries > 1 else None
     distances = np.where(codes[:, None] == codes, cdist(points, points), np.inf)
     np.fill_diagonal(distances, np.inf)
 
     within = np.where(distances <= 1.0, distances, np.nan)
-    graph, lengths = neighborhoods(torch.tensor(points), torch.tensor(codes), radius=1.0)
+    graph, lengths = neighborhoods(torch.tensor(points), libraries, radius=1.0)
     np.testing.assert_allclose(edges_of(graph, lengths), within, atol=1e-12)
 
     nearest = np.full((n, n), np.nan)
@@ -129,46 +116,36 @@ def test_neighbourhoods_equal_brute_force(seed, n, d, n_libraries, k, n_coincide
         chosen = np.argsort(distances[i], kind="stable")[:k]
         chosen = chosen[np.isfinite(distances[i, chosen])]
         nearest[i, chosen] = distances[i, chosen]
-    graph, lengths = neighborhoods(torch.tensor(points), torch.tensor(codes), k=k)
+    graph, lengths = neighborhoods(torch.tensor(points), libraries, k=k)
     np.testing.assert_allclose(edges_of(graph, lengths), nearest, atol=1e-12)
     # Columns ascend within a row.
     same_row = graph.row[1:] == graph.row[:-1]
     assert (graph.col.diff()[same_row] > 0).all()
 
 
-def test_one_library_is_none():
-    points = torch.tensor(drawn(4, 30, 2))
-    for one, other in zip(
-        neighborhoods(points, None, k=3), neighborhoods(points, torch.full((30,), 7), k=3), strict=True
-    ):
-        if isinstance(one, torch.Tensor):
-            assert torch.equal(one, other)
-        else:
-            assert torch.equal(one.crow, other.crow)
-            assert torch.equal(one.col, other.col)
-
-
-@pytest.mark.parametrize("settings", [{"k": 3}, {"radius": 5.0}])
-def test_spots_in_libraries_of_their_own_have_no_neighbours(settings):
-    graph, lengths = neighborhoods(torch.zeros(50, 2), torch.arange(50), **settings)
-    assert graph.n_spots == 50
-    assert graph.n_edges == len(lengths) == 0
+def test_spots_in_libraries_of_their_own_have_no_neighbours():
+    for settings in ({"k": 3}, {"radius": 5.0}):
+        graph, lengths = neighborhoods(torch.zeros(50, 2), torch.arange(50), **settings)
+        assert graph.n_spots == 50
+        assert graph.n_edges == len(lengths) == 0
 
 
 def test_many_coincident_spots_are_joined_by_index():
+    expected = [[1, 2], [0, 2], [0, 1], [0, 1]]
     graph, lengths = neighborhoods(torch.zeros(500, 2), None, k=2)
-    assert graph.col.reshape(500, 2)[[0, 1, 2, 499]].tolist() == [[1, 2], [0, 2], [0, 1], [0, 1]]
+    assert graph.col.reshape(500, 2)[[0, 1, 2, 499]].tolist() == expected
     assert (lengths == 0).all()
+    index, distance = nearest_neighbors(torch.zeros(500, 2), 2)
+    assert index[[0, 1, 2, 499]].tolist() == expected
+    assert (distance == 0).all()
 
 
-def test_the_radius_is_inclusive():
-    pair = torch.tensor([[0.0, 0.0], [0.1, 0.7]], dtype=torch.float64)
-    radius = float(np.linalg.norm([0.1, 0.7]))
-    assert neighborhoods(pair, None, radius=radius)[0].n_edges == 2
-    assert neighborhoods(pair, None, radius=radius * (1 - 1e-12))[0].n_edges == 0
-
-
-@pytest.mark.parametrize("settings", [{}, {"k": 2, "radius": 1.0}, {"k": 0}, {"radius": -1.0}])
-def test_bad_settings_are_refused(settings):
-    with pytest.raises(ValueError, match="either k or radius|k must be|radius must be"):
-        neighborhoods(torch.zeros(3, 2), None, **settings)
+def test_bad_settings_are_refused():
+    for settings, words in (
+        ({}, "either k or radius"),
+        ({"k": 2, "radius": 1.0}, "either k or radius"),
+        ({"k": 0}, "k must be"),
+        ({"radius": -1.0}, "radius must be"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            neighborhoods(torch.zeros(3, 2), None, **settings)

@@ -1,12 +1,14 @@
 """The R backend: the worked case through rpy2, and clear errors where something is missing."""
 
-import builtins
 import shutil
+import sys
 
 import numpy as np
 import pytest
 
+from stdenoise.stats import clusters as _clusters
 from stdenoise.stats import mclust as _mclust
+from stdenoise.stats.mixture import fit_from_labels
 
 
 def worked_case():
@@ -15,20 +17,13 @@ def worked_case():
 
 
 def test_without_rpy2_the_error_says_what_to_install(monkeypatch):
-    real = builtins.__import__
-
-    def missing(name, *args, **kwargs):
-        if name.startswith("rpy2"):
-            raise ImportError("No module named 'rpy2'")
-        return real(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", missing)
+    monkeypatch.setitem(sys.modules, "rpy2", None)
     with pytest.raises(ImportError, match=r"install\.packages\(\"mclust\"\).*pip install 'stdenoise\[r\]'.*rpy2"):
         _mclust.load()
 
 
 def test_seeds_of_r_are_small():
-    with pytest.raises(ValueError, match="2\\*\\*31"):
+    with pytest.raises(ValueError, match="2147483648"):
         _mclust.fit_mclust(worked_case(), 3, seed=2**31)
 
 
@@ -45,8 +40,6 @@ def robjects():
 
 
 def test_worked_case(robjects):
-    from stdenoise.stats import clusters as _clusters
-
     fit = _clusters.fit(worked_case(), 3, backend="r", seed=2020)
     assert fit.loglik == pytest.approx(-48.513858, abs=1e-6)
     assert fit.bic == pytest.approx(-134.44089, abs=1e-5)
@@ -60,9 +53,6 @@ def test_worked_case(robjects):
 
 
 def test_both_backends_maximise_the_same_likelihood(robjects):
-    from stdenoise.stats import clusters as _clusters
-    from stdenoise.stats.mixture import fit_from_labels
-
     rng = np.random.default_rng(0)
     points = 2.5 * rng.normal(size=(3, 4))[np.arange(400) % 3] + rng.normal(size=(400, 4))
     theirs = _clusters.fit(points, 3, backend="r", seed=0)
@@ -74,10 +64,7 @@ def test_both_backends_maximise_the_same_likelihood(robjects):
 
 @pytest.mark.parametrize(("n_clusters", "d"), [(1, 2), (1, 1), (2, 1)])
 def test_small_cases(robjects, n_clusters, d):
-    from stdenoise.stats import clusters as _clusters
-
-    points = worked_case()[:, :d]
-    theirs, ours = (_clusters.fit(points, n_clusters, backend=name, seed=0) for name in ("r", "native"))
+    theirs, ours = (_clusters.fit(worked_case()[:, :d], n_clusters, backend=name, seed=0) for name in ("r", "native"))
     assert theirs.loglik == pytest.approx(ours.loglik, rel=1e-3)
     assert theirs.means.shape == ours.means.shape
     assert theirs.covariance.shape == ours.covariance.shape
@@ -95,5 +82,5 @@ def test_r_is_left_as_it_was(robjects, capfd):
 
 
 def test_a_failed_fit_is_an_error(robjects):
-    with pytest.raises(ValueError, match="fitted no mixture"):
+    with pytest.raises(ValueError, match="no mixture of 2"):
         _mclust.fit_mclust(np.repeat([[0.0, 0.0], [1.0, 2.0]], 10, axis=0), 2, seed=0)

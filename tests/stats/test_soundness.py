@@ -17,10 +17,7 @@ def low_rank(n_spots, n_genes, variances, seed=0):
 
 
 @pytest.mark.parametrize("shape", [(40, 30), (30, 40)])
-@pytest.mark.parametrize(
-    ("variances", "first_two", "rank"),
-    [([1.0], 1, 1), ([3, 3], 1, 2), ([1] * 5, 0.4, 5), ([2, 1, 1], 0.75, 2 * 2**0.5)],
-)
+@pytest.mark.parametrize(("variances", "first_two", "rank"), [([1.0], 1, 1), ([2, 1, 1], 0.75, 2 * 2**0.5)])
 def test_components_of_known_variances(shape, variances, first_two, rank):
     # exp(H) of shares 1/2, 1/4, 1/4 is 2 sqrt(2).
     assert components(low_rank(*shape, variances)) == pytest.approx((first_two, rank), rel=1e-6)
@@ -33,11 +30,8 @@ def test_a_constant_matrix_has_rank_one():
 
 
 def test_correlations_are_those_of_numpy():
-    rng = np.random.default_rng(0)
-    first, second = rng.normal(size=(2, 50, 4))
-    second[:, 2], second[:, 3] = -first[:, 2], 1
+    first, second = np.random.default_rng(0).normal(size=(2, 50, 3))
+    second[:, 1], second[:, 2] = -first[:, 1], 1
     found = gene_correlations(torch.tensor(first), torch.tensor(second))
-    expected = [np.corrcoef(first[:, j], second[:, j])[0, 1] for j in range(3)]
-    assert found[:3].tolist() == pytest.approx(expected)
-    assert found[2] == pytest.approx(-1)
-    assert math.isnan(found[3])
+    assert found[:2].tolist() == pytest.approx([np.corrcoef(first[:, 0], second[:, 0])[0, 1], -1])
+    assert math.isnan(found[2])

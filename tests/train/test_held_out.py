@@ -24,7 +24,7 @@ def draw(seed):
     seed=some.integers(0, 10_000),
     n_chosen=some.integers(1, 30),
     n_asked=some.integers(1, 30),
-    fraction=some.sampled_from([0.01, 0.1, 0.5, 0.99]),
+    fraction=some.sampled_from([0.01, 0.5, 1.0]),
 )
 def test_what_remains_and_what_is_held_out_add_up_to_the_counts(seed, n_chosen, n_asked, fraction):
     counts, rng = counts_of(seed), np.random.default_rng(seed)
@@ -57,11 +57,14 @@ def test_depths_are_lowered_by_the_share_where_molecules_were_taken(seed, dtype)
     assert thinned.dtype == dtype
 
 
-@pytest.mark.parametrize("fraction", [0.05, 0.1, 0.5])
-def test_the_share_is_near_the_fraction_whatever_the_count(fraction):
+@pytest.mark.parametrize("fraction", [0.05, 0.5])
+def test_the_share_is_near_the_fraction_whatever_the_count_and_drawn_by_the_seed(fraction):
     counts = counts_of(0, n_spots=400, n_genes=50, depth=10.0)
-    held_out = HeldOut(counts, torch.arange(400), fraction, draw(1))
-    taken, whole = held_out.of(torch.arange(400)).to_dense().numpy(), counts.to_dense().numpy()
+    every = torch.arange(400)
+    taken, again, other = (HeldOut(counts, every, fraction, draw(i)).of(every).to_dense().numpy() for i in (1, 1, 2))
+    assert np.array_equal(taken, again)
+    assert not np.array_equal(taken, other)
+    whole = counts.to_dense().numpy()
     for least, most in ((1, 3), (4, 20), (21, np.inf)):
         chosen = (whole >= least) & (whole <= most)
         n = whole[chosen].sum()
@@ -70,21 +73,3 @@ def test_the_share_is_near_the_fraction_whatever_the_count(fraction):
         # Each entry is a binomial draw of its own.
         variance = np.mean((taken[chosen] - fraction * whole[chosen]) ** 2 / (whole[chosen]))
         assert variance == pytest.approx(fraction * (1 - fraction), rel=0.15)
-
-
-def test_the_same_seed_takes_the_same_molecules():
-    counts, chosen = counts_of(3), torch.arange(5, 25)
-    first, again, other = (HeldOut(counts, chosen, 0.5, draw(seed)).of(chosen).to_dense() for seed in (1, 1, 2))
-    assert torch.equal(first, again)
-    assert not torch.equal(first, other)
-
-
-def test_a_spot_may_lose_all_its_molecules():
-    counts = torch.tensor([[1.0, 0.0], [0.0, 3.0], [1.0, 1.0]]).to_sparse_csr()
-    held_out = HeldOut(counts, torch.tensor([0, 2]), 1.0, draw(0))
-    left = held_out.thin_counts(counts, torch.arange(3))
-    assert left.to_dense().tolist() == [[0, 0], [0, 3], [0, 0]]
-    assert len(left.values()) == 1
-    assert held_out.thin_counts(select_rows(counts, torch.tensor([1])), torch.tensor([1])).to_dense().tolist() == [
-        [0, 3]
-    ]

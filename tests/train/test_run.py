@@ -1,10 +1,11 @@
+import signal
 import threading
-from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+from stdenoise.train.checkpoint import Checkpoint
 from stdenoise.train.loop import train
 from stdenoise.train.run import Run
 from stdenoise.train.schedule import Anneal
@@ -57,14 +58,6 @@ class _Rank:
         return total
 
 
-def test_one_process_is_alone():
-    run = Run()
-    assert (run.share, run.is_first) == ((0, 1), True)
-    tensors = [torch.ones(2), torch.tensor(3.0)]
-    run.add_up(tensors)
-    assert [tensor.tolist() for tensor in tensors] == [[1, 1], 3]
-
-
 def test_tensors_are_replaced_by_their_sums_over_all_processes():
     def work(fabric):
         run = Run(fabric=fabric)
@@ -94,9 +87,10 @@ class Net(nn.Module):
         return loss + self.other**2 if len(x) == 1 else loss
 
 
-def training(fabric=None, bad=None, anneal=False):
+def training(fabric=None, folder=None, bad=None, anneal=False):
     """A training in which this process takes its parts of each step, at times none; and its results."""
-    run, module, generator = Run(fabric=fabric), Net(), torch.Generator().manual_seed(5)
+    checkpoint = None if folder is None else Checkpoint(folder / f"{fabric.global_rank}.ckpt", minutes=0)
+    run, module, generator = Run(fabric=fabric, checkpoint=checkpoint), Net(), torch.Generator().manual_seed(5)
     data = torch.randn(12, 4, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
     n_steps, rank, world = [0], *run.share
 
@@ -130,62 +124,33 @@ def training(fabric=None, bad=None, anneal=False):
     return module, outcome.history
 
 
-@pytest.mark.parametrize("settings", [{}, {"bad": 8}, {"anneal": True}], ids=["plain", "step back", "anneal"])
-@pytest.mark.parametrize("world_size", [2, 3])
-def test_several_processes_train_as_one_does(world_size, settings):
+@pytest.mark.parametrize(
+    ("world_size", "settings"), [(2, {}), (3, {"bad": 8}), (3, {"anneal": True})], ids=["plain", "step back", "anneal"]
+)
+def test_several_processes_train_as_one_does_and_the_first_writes(world_size, settings, tmp_path):
     alone, expected = training(**settings)
-    for module, history in Threads(world_size).run(lambda fabric: training(fabric, **settings)):
+    (first, _), *_ = trained = Threads(world_size).run(lambda fabric: training(fabric, tmp_path, **settings))
+    for module, history in trained:
         assert set(history) == set(expected)
         for name, values in expected.items():
             assert history[name] == pytest.approx(values, rel=1e-9)
-        for ours, theirs in zip(module.parameters(), alone.parameters(), strict=True):
+        for ours, theirs, same in zip(module.parameters(), alone.parameters(), first.parameters(), strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
-
-
-def test_all_processes_have_the_same_bits():
-    (first, _), (second, _) = Threads(2).run(training)
-    for ours, theirs in zip(first.parameters(), second.parameters(), strict=True):
-        assert torch.equal(ours, theirs)
-
-
-def test_only_the_first_process_writes(tmp_path, monkeypatch):
-    from stdenoise.train import checkpoint as checkpoints
-
-    written = []
-    monkeypatch.setattr(checkpoints, "save_tensors", lambda path, kind, content: written.append(path.name))
-
-    def work(fabric):
-        module = Net()
-        checkpoint = checkpoints.Checkpoint(Path(tmp_path / f"{fabric.global_rank}.ckpt"), minutes=0)
-        train(
-            module,
-            module.loss,
-            lr=0.1,
-            clip=1.0,
-            n_epochs=2,
-            restore_best=False,
-            description="test",
-            run=Run(fabric=fabric, checkpoint=checkpoint),
-            batches=lambda skip: [[torch.ones(1, 4, dtype=torch.float64)]][skip:],
-        )
-
-    Threads(2).run(work)
-    assert set(written) == {"0.ckpt"}
-    assert len(written) >= 2
+            # All of them to the same bits.
+            assert torch.equal(ours, same)
+    assert [path.name for path in tmp_path.iterdir()] == ["0.ckpt"]
 
 
 def test_a_signal_to_one_process_stops_all_at_the_same_step(tmp_path):
-    from stdenoise.train.checkpoint import Checkpoint
-
     def work(fabric):
         module, n_steps = Net(), [0]
-        checkpoint = Checkpoint(tmp_path / "shared.ckpt", minutes=1e9)
+        checkpoint = Checkpoint(tmp_path / f"{fabric.global_rank}.ckpt", minutes=1e9)
 
         def loss(x):
             n_steps[0] += 1
             if n_steps[0] == 3 and fabric.global_rank == 1:
                 # As its handler does.
-                checkpoint._signal = 15
+                checkpoint._signal = signal.SIGTERM
             return module.loss(x)
 
         with pytest.raises(KeyboardInterrupt, match="is saved"):
@@ -203,4 +168,4 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step(tmp_path):
         return n_steps[0]
 
     assert Threads(2).run(work) == [3, 3]
-    assert (tmp_path / "shared.ckpt").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["0.ckpt"]

@@ -52,19 +52,35 @@ def check_writable(path: Path) -> None:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, kind: str | None = ANNDATA) -> Iterator[Path]:
     """Give a path to write to, in a temporary folder beside the target, and put it in the place of the target at the end.
 
     After an error or an interrupt the target is as it was, and nothing is left beside it. Of a symbolic link, what it leads to is
     replaced, and the link stays.
+
+    Parameters
+    ----------
+    path
+        The target.
+    kind
+        What is written: only the same is replaced; `None` where anything may be.
     """
-    check_writable(path)
+    if kind == ANNDATA:
+        check_writable(path)
+    elif kind is not None:
+        check_replaceable(path, kind)
     path = target_of(path)
+    # Beside the target, since a rename must not cross file systems.
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
         fresh = Path(folder) / path.name
         yield fresh
-        # Much can come there in the hours of a training.
-        check_replaceable(path, ANNDATA)
+        if fresh.is_file():
+            with fresh.open("rb") as file:
+                # A renamed file whose content never reached the disk would be half a file after a power cut.
+                os.fsync(file.fileno())
+        if kind is not None:
+            # Much can come there in the hours of a training.
+            check_replaceable(path, kind)
         if path.is_dir() and _exchange(fresh, path):
             return
         replaced = Path(folder) / "replaced"

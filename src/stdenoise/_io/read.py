@@ -1,4 +1,4 @@
-"""The front door between AnnData and tensors, and what passes through it: `Spots` in, `Denoised` out.
+"""The front door between AnnData and tensors, and what passes through it: `Spots` in, `Block` out.
 
 Nothing else reads counts from an AnnData that is in memory.
 """
@@ -20,7 +20,7 @@ from stdenoise._base.checks import lookup, near_match, refuse_key
 from stdenoise._base.inputs import Inputs
 from stdenoise._base.keys import GraphKeys
 from stdenoise.spatial.graph import SpatialGraph
-from stdenoise.spatial.spots import Context
+from stdenoise.spatial.spots import SPATIAL, Tissue
 
 logger = logging.getLogger("stdenoise")
 
@@ -214,7 +214,7 @@ def read_features(adata: AnnData, features_key: str) -> np.ndarray:
     return features
 
 
-def read_context(
+def read_tissue(
     adata: AnnData,
     *,
     graph_key: str | None,
@@ -222,7 +222,7 @@ def read_context(
     spatial_key: str | None,
     features_key: str | None,
     device: torch.device,
-) -> Context:
+) -> Tissue:
     """Read and check what surrounds the spots.
 
     Parameters
@@ -238,18 +238,20 @@ def read_context(
     """
     # Read for methods without a graph, too: a mistyped column is an error, never ignored.
     codes = None if library_key is None else read_libraries(adata, library_key)[1]
-    graph = coordinates = features = None
+    graphs: dict[str, SpatialGraph] = {}
+    arrays: dict[str, torch.Tensor] = {}
     if graph_key is not None:
         adjacency = read_graph(adata, graph_key)
         if codes is not None:
             _check_libraries(adjacency, codes, str(library_key))
-        graph = SpatialGraph.from_scipy(adjacency, device=device)
+        graphs[SPATIAL] = SpatialGraph.from_scipy(adjacency, device=device)
     if spatial_key is not None:
-        coordinates = torch.tensor(read_coordinates(adata, spatial_key), device=device)
+        arrays["coordinates"] = torch.tensor(read_coordinates(adata, spatial_key), device=device)
     if features_key is not None:
-        features = torch.tensor(read_features(adata, features_key), dtype=torch.float32, device=device)
-    libraries = None if codes is None else torch.tensor(codes.astype(np.int64), device=device)
-    return Context(graph, coordinates, features, libraries)
+        arrays["features"] = torch.tensor(read_features(adata, features_key), dtype=torch.float32, device=device)
+    if codes is not None:
+        arrays["libraries"] = torch.tensor(codes.astype(np.int64), device=device)
+    return Tissue(graphs=graphs, arrays=arrays)
 
 
 def _check_libraries(adjacency: sparse.csr_matrix, codes: np.ndarray, library_key: str) -> None:

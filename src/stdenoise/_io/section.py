@@ -23,13 +23,13 @@ from stdenoise._io.read import (
     check_counts,
     check_unique_genes,
     keys_to_read,
-    read_context,
     read_counts,
+    read_tissue,
     select_genes,
 )
 from stdenoise._io.sorted import open_sorted, sort_counts
 from stdenoise._io.source import Source, open_source
-from stdenoise.spatial.spots import Context, Spots, assemble_spots, make_spots
+from stdenoise.spatial.spots import Spots, Tissue
 from stdenoise.spatial.tiles import order_by_graph, partition
 
 # Spots that lie together on the disk, at least: a tile is then a few pieces of the file.
@@ -109,27 +109,25 @@ class Section:
         """Raw counts of all genes, checked, in memory; may share it with the AnnData."""
         return read_counts(self.adata, self.layer, allow_fractions=self.allow_fractions)
 
-    def context(self, device: torch.device) -> Context:
+    def tissue(self, device: torch.device) -> Tissue:
         """What surrounds the spots."""
-        return read_context(self.table, **self.keys, device=device)
+        return read_tissue(self.table, **self.keys, device=device)
 
     def spots(self, device: torch.device) -> Spots:
         """Return what methods see, in memory."""
-        return make_spots(
-            self.counts(), self.genes, positions=self.positions, context=self.context(device), device=device
-        )
+        return self.tissue(device).with_counts(self.counts(), self.genes, positions=self.positions, device=device)
 
     @cached_property
     def order(self) -> np.ndarray:
         """Order in which spots that are near each other in the tissue are near each other in the list."""
-        context = self.context(torch.device("cpu"))
-        libraries = None if context.libraries is None else context.libraries.numpy()
-        if context.coordinates is not None:
-            places = context.coordinates.numpy()
-        elif context.graph is not None:
-            places = order_by_graph(context.graph)
+        tissue = self.tissue(torch.device("cpu"))
+        if tissue.has("coordinates"):
+            places = tissue.coordinates.numpy()
+        elif tissue.has("graph"):
+            places = order_by_graph(tissue.graph)
         else:
             return np.arange(self.table.n_obs)
+        libraries = None if tissue.libraries is None else tissue.libraries.numpy()
         return np.concatenate(partition(places, _LEAF, libraries=libraries))
 
     def sort(self, folder: Path) -> None:
@@ -148,8 +146,7 @@ class Section:
         """Return what methods see, in sorted order, with counts mapped from a folder."""
         counts = open_sorted(folder)
         names = self.genes if self.positions is None else tuple(self.genes[i] for i in self.positions)
-        context = self.context(torch.device("cpu")).permuted(self.order)
-        return assemble_spots(counts.counts, counts.total, names, context)
+        return self.tissue(torch.device("cpu")).permuted(self.order).with_totals(counts.counts, counts.total, names)
 
 
 def open_section(

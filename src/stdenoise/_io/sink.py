@@ -17,7 +17,7 @@ from stdenoise._io.read import output_of
 from stdenoise._io.rows import RowStore, create_arrays, write_arrays, write_elements
 from stdenoise._io.section import Section
 from stdenoise._io.write import Places, check_key_is_free, owned_places, write_denoised
-from stdenoise.spatial.results import ARRAYS, Collector, Denoised
+from stdenoise.spatial.results import ARRAYS, Block, Collector, row_blocks
 
 
 class Team(Protocol):
@@ -55,11 +55,11 @@ class Sink:
         self.section, self.places, self.record = section, places, record
         self._dropped: dict[str, Any] = {name: None for name in ARRAYS[1:] if name not in arrays}
 
-    def write(self, rows: Tensor, block: Denoised) -> None:
+    def write(self, rows: Tensor, block: Block) -> None:
         """Take the results of spots at these positions."""
         self._take(rows, replace(block, **self._dropped))
 
-    def _take(self, rows: Tensor, block: Denoised) -> None:
+    def _take(self, rows: Tensor, block: Block) -> None:
         raise NotImplementedError
 
     def close(self, report: Mapping[str, Any]) -> None:
@@ -79,7 +79,7 @@ class Layers(Sink):
         self._out, self._copy, self._dtype, self._writes = out, copy, dtype, writes
         self._blocks = Collector(n_spots)
 
-    def _take(self, rows: Tensor, block: Denoised) -> None:
+    def _take(self, rows: Tensor, block: Block) -> None:
         self._blocks.add(rows, block)
 
     def _store_all(self, provenance: Mapping[str, Any], history: Mapping[str, Sequence[float]]) -> None:
@@ -105,13 +105,15 @@ class Rows(Sink):
         self._store: RowStore | None = None
         self._scale = ""
 
-    def _take(self, rows: Tensor, block: Denoised) -> None:
+    def _take(self, rows: Tensor, block: Block) -> None:
         found = {name: value for name in ARRAYS if (value := getattr(block, name)) is not None}
         if self._store is None:
             self._open({name: value.shape[1] for name, value in found.items()}, block.scale)
         at = self.section.order[rows.cpu().numpy()]
         for name, value in found.items():
-            self._files.write(at, getattr(self.places.names, name), self.places.ordered(name, value.cpu().numpy()))
+            for where, part in row_blocks(value):
+                values = self.places.ordered(name, part.cpu().numpy())
+                self._files.write(at[where], getattr(self.places.names, name), values)
 
     def _store_all(self, provenance: Mapping[str, Any], history: Mapping[str, Sequence[float]]) -> None:
         run, places, section = self._run, self.places, self.section

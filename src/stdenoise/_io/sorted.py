@@ -102,6 +102,7 @@ def sort_counts(
             if not np.array_equal(np.diff(tidy.indptr), stored[rows]):
                 raise OSError("the counts changed while they were read.")
             _scatter(tidy, rows, crow, folder, index)
+        # Last, and as a whole: without it the folder is not complete.
         fresh = folder / f"{_RECORD}.new"
         fresh.write_text(json.dumps(record))
         fresh.replace(folder / _RECORD)

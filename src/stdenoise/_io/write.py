@@ -1,6 +1,6 @@
 """The back door between tensors and AnnData: results and their records, written and read again.
 
-`write_denoised` takes the `Denoised` of a method. Nothing else writes results into an AnnData.
+`write_denoised` takes the `Block` of a method. Nothing else writes results into an AnnData.
 """
 
 from __future__ import annotations
@@ -18,13 +18,12 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 from scipy import sparse
-from torch import Tensor
 
 from stdenoise._base import keys as _keys
 from stdenoise._base.checks import lookup
 from stdenoise._base.keys import ResultKeys
 from stdenoise._io.rows import CLIPPED, narrowed
-from stdenoise.spatial.results import ARRAYS, Denoised
+from stdenoise.spatial.results import ARRAYS, Array, Block, row_blocks
 
 logger = logging.getLogger("stdenoise")
 
@@ -130,7 +129,7 @@ class Places:
 
 
 def write_denoised(
-    adata: AnnData, result: Denoised, places: Places, provenance: Mapping[str, Any], *, dtype: str = "float32"
+    adata: AnnData, result: Block, places: Places, provenance: Mapping[str, Any], *, dtype: str = "float32"
 ) -> None:
     """Store a result, its provenance and its history in an AnnData.
 
@@ -152,18 +151,26 @@ def write_denoised(
     """
     arrays: dict[str, Any] = {}
     for name in ARRAYS:
-        tensor: Tensor | None = getattr(result, name)
-        if tensor is None:
+        array: Array | None = getattr(result, name)
+        if array is None:
             continue
-        values: Any = places.ordered(name, tensor.cpu().numpy())
-        if name != "latent":
-            if tensor.shape != result.mean.shape:
-                raise ValueError(f"{name} has shape {tuple(tensor.shape)}, the mean {tuple(result.mean.shape)}.")
-            values, clipped = narrowed(values, dtype)
+        if name != "latent" and array.shape != result.mean.shape:
+            raise ValueError(f"{name} has shape {tuple(array.shape)}, the mean {tuple(result.mean.shape)}.")
+        values: Any = None
+        for rows, block in row_blocks(array):
+            part, clipped = places.ordered(name, block.cpu().numpy()), False
+            if name != "latent":
+                part, clipped = narrowed(part, dtype)
             if clipped:
                 logger.warning(CLIPPED, getattr(places.names, name))
-            if places.is_choice:
-                values = pd.DataFrame(values, index=adata.obs_names, columns=places.genes)
+            if len(part) == len(array):
+                values = part
+                break
+            if values is None:
+                values = np.empty(array.shape, part.dtype)
+            values[rows] = part
+        if places.is_choice and name != "latent":
+            values = pd.DataFrame(values, index=adata.obs_names, columns=places.genes)
         arrays[places.place(name)] = values
     if result.attention is not None:
         crow, col, weights = (part.cpu().numpy() for part in result.attention)

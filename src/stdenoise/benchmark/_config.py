@@ -14,6 +14,7 @@ from stdenoise._base.checks import check_choice, near_match
 from stdenoise._base.random import check_seed
 from stdenoise.benchmark._metrics import METRICS, check_args
 from stdenoise.benchmark._problems import Problems
+from stdenoise.benchmark._schema import Config, DatasetTable, MethodTable, MetricTable
 from stdenoise.benchmark._sources import expand
 from stdenoise.benchmark._units import Dataset, Method, Metric, Plan, matches
 from stdenoise.methods._registry import make_method
@@ -34,20 +35,25 @@ def read_config(config: str | Path | Mapping[str, Any]) -> Plan:
     FileNotFoundError
         There is no such file.
     """
-    content, folder, name = _load(config)
+    content, folder, title = _load(config)
     problems = Problems()
-    problems.keys("config", content, ["name", "seeds", "datasets", "methods", "metrics"])
     # What is no plain value could neither be hashed nor handed to another process.
     with problems.at("config"):
         json.dumps(content)
-    title = problems.value("config", content, "name", str, name)
-    seeds = _read_seeds(content, problems)
-    datasets = _read_datasets(content, folder, problems)
-    methods = [_read_method(where, table, problems) for where, table in problems.tables(content, "methods")]
-    metrics = [_read_metric(where, table, problems) for where, table in problems.tables(content, "metrics")]
+    whole = problems.read("config", Config, content)
+    if whole is not None:
+        title = whole.name or title
+    datasets: list[Dataset] = []
+    for where, table in _tables(content, "datasets", problems):
+        described = problems.read(where, DatasetTable, table)
+        if described is not None:
+            with problems.at(where):
+                datasets += expand(described, folder=folder)
+    methods = [_read_method(where, table, problems) for where, table in _tables(content, "methods", problems)]
+    metrics = [_read_metric(where, table, problems) for where, table in _tables(content, "metrics", problems)]
     plan = Plan(
-        str(title),
-        seeds,
+        title,
+        _read_seeds(content.get("seeds", [0]), problems),
         tuple(datasets),
         tuple(method for method in methods if method is not None),
         tuple(metric for metric in metrics if metric is not None),
@@ -76,10 +82,20 @@ def _load(config: str | Path | Mapping[str, Any]) -> tuple[Mapping[str, Any], Pa
         raise ValueError(f"{str(path)!r} is not TOML: {error}") from error
 
 
-def _read_seeds(content: Mapping[str, Any], problems: Problems) -> tuple[int, ...]:
-    seeds = content.get("seeds", [0])
-    if not isinstance(seeds, list | tuple) or not seeds:
-        problems.add("seeds", f"must be a list of integers, not {seeds!r}.")
+def _tables(content: Mapping[str, Any], key: str, problems: Problems) -> list[tuple[str, Mapping[str, Any]]]:
+    """Tables of a list, each with how messages call it; what is no list of tables has been reported."""
+    value = content.get(key)
+    out = []
+    for i, table in enumerate(value if isinstance(value, list | tuple) else []):
+        if isinstance(table, Mapping):
+            title = table.get("label", table.get("name"))
+            out.append((f"{key}[{i}]" + (f" {title!r}" if title else ""), table))
+    return out
+
+
+def _read_seeds(seeds: Any, problems: Problems) -> tuple[int, ...]:
+    if not isinstance(seeds, list | tuple):
+        # Reported as part of the whole.
         return (0,)
     for seed in seeds:
         with problems.at("seeds"):
@@ -89,42 +105,31 @@ def _read_seeds(content: Mapping[str, Any], problems: Problems) -> tuple[int, ..
     return tuple(seeds)
 
 
-def _read_datasets(content: Mapping[str, Any], folder: Path, problems: Problems) -> list[Dataset]:
-    out: list[Dataset] = []
-    for where, table in problems.tables(content, "datasets"):
-        with problems.at(where):
-            out += expand(table, folder=folder, where=where, problems=problems)
-    return out
-
-
 def _read_method(where: str, table: Mapping[str, Any], problems: Problems) -> Method | None:
-    problems.keys(where, table, ["label", "name", "params", "datasets"], ["name"])
-    patterns = problems.patterns(where, table, "datasets")
-    params = problems.value(where, table, "params", dict, {})
-    name = problems.value(where, table, "name", str, "")
-    default = name + (f"({', '.join(f'{k}={v}' for k, v in params.items())})" if params else "")
-    label = problems.value(where, table, "label", str, default)
+    read = problems.read(where, MethodTable, table)
+    if read is None:
+        return None
+    method = None
+    default = read.name + (f"({', '.join(f'{k}={v}' for k, v in read.params.items())})" if read.params else "")
     with problems.at(where):
-        if name:
-            settings = asdict(make_method(name, dict(params)).config)
-            return Method(label, name, params, settings, patterns)
-    return None
+        settings = asdict(make_method(read.name, dict(read.params)).config)
+        method = Method(read.label or default, read.name, read.params, settings, read.datasets)
+    return method
 
 
 def _read_metric(where: str, table: Mapping[str, Any], problems: Problems) -> Metric | None:
-    problems.keys(where, table, ["label", "name", "args", "datasets", "methods", "scores"], ["name"])
-    name = problems.value(where, table, "name", str, "")
-    args = problems.value(where, table, "args", dict, {})
-    label = problems.value(where, table, "label", str, name)
-    datasets, methods, scores = (problems.patterns(where, table, key) for key in ("datasets", "methods", "scores"))
+    read = problems.read(where, MetricTable, table)
+    if read is None:
+        return None
+    metric = None
     with problems.at(where):
-        if name:
-            check_choice("name", name, list(METRICS))
-            check_args(name, args)
-            if label == "fit":
-                raise ValueError("label='fit' is taken; choose another one.")
-            return Metric(label, name, args, datasets, methods, scores)
-    return None
+        check_choice("name", read.name, list(METRICS))
+        check_args(read.name, read.args)
+        label = read.label or read.name
+        if label == "fit":
+            raise ValueError("label='fit' is taken; choose another one.")
+        metric = Metric(label, read.name, read.args, read.datasets, read.methods, read.scores)
+    return metric
 
 
 def _check_labels(plan: Plan, problems: Problems) -> None:

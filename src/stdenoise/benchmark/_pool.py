@@ -2,87 +2,24 @@
 
 from __future__ import annotations
 
-import json
-import logging
 import os
-import subprocess
-import sys
-import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterable
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from pathlib import Path
-from typing import IO
+
+import torch
+from loky import ProcessPoolExecutor
+from loky.process_executor import BrokenProcessPool
 
 from stdenoise._base.device import usable_cores
 from stdenoise.benchmark import _work
-from stdenoise.benchmark._store import disk_full
-from stdenoise.benchmark._work import DONE, FAILURE, NO_SPACE, Job
-
-logger = logging.getLogger("stdenoise")
+from stdenoise.benchmark._work import Job
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
-_PAUSE = 0.05
-_STOP_SECONDS = 5.0
-
-
-class Worker:
-    """A process that does one piece of work; a fresh one each time, so that its peak memory is that of the work.
-
-    Parameters
-    ----------
-    job
-        What it does.
-    folder
-        Folder of the benchmark.
-    threads
-        How many threads it may use.
-    """
-
-    def __init__(self, job: Job, folder: Path, threads: int) -> None:
-        self.job = job
-        self.errors: IO[bytes] = tempfile.TemporaryFile()
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", _work.__name__],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=self.errors,
-            # Numeric libraries read the number of threads when they are imported.
-            env={**os.environ, **dict.fromkeys(_THREAD_VARIABLES, str(threads))},
-        )
-        request = {"job": job, "folder": str(folder.absolute()), "threads": threads}
-        if self.process.stdin is not None:
-            try:
-                self.process.stdin.write((json.dumps(request) + "\n").encode())
-                self.process.stdin.flush()
-            except BrokenPipeError:
-                logger.debug("a worker ended before it had read its work")
-
-    def poll(self) -> int | None:
-        """Return the exit code, or `None` while it works."""
-        return self.process.poll()
-
-    def stop(self) -> None:
-        """End it, whatever it is doing."""
-        if self.process.poll() is None:
-            self.process.terminate()
-            try:
-                self.process.wait(_STOP_SECONDS)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-                self.process.wait()
-        self.close()
-
-    def close(self) -> str:
-        """Release its files, and return the end of what it said on standard error."""
-        if self.process.stdin is not None:
-            try:
-                self.process.stdin.close()
-            except BrokenPipeError:
-                logger.debug("a worker ended before it had read its work")
-        self.errors.seek(0)
-        text = self.errors.read().decode(errors="replace").strip()
-        self.errors.close()
-        return text.splitlines()[-1] if text else ""
+_PAUSE = 0.5
+"""Seconds between two looks at whether the parent is still there."""
 
 
 def do_all(
@@ -124,36 +61,48 @@ def do_all(
             on_change([], 1)
         return
     threads = max(1, n_cores() // n_jobs)
-    running: list[Worker] = []
+    running: dict[Future[None], tuple[Job, ProcessPoolExecutor]] = {}
+
+    def titles() -> list[str]:
+        return [job["title"] for job, _ in running.values()]
+
     try:
         while waiting or running:
             for job in list(waiting):
-                used = sum(estimate(worker.job) for worker in running)
+                used = sum(estimate(other) for other, _ in running.values())
                 if len(running) < n_jobs and (budget is None or used + estimate(job) <= budget):
                     waiting.remove(job)
-                    running.append(Worker(job, folder, threads))
-                    on_change([worker.job["title"] for worker in running], 0)
-            ended = [worker for worker in running if worker.poll() is not None]
-            for worker in ended:
-                running.remove(worker)
-                _finish(worker, folder)
-            if ended:
-                on_change([worker.job["title"] for worker in running], len(ended))
-            else:
-                time.sleep(_PAUSE)
+                    # A fresh process each time, so that its peak memory is that of the work. Numeric libraries read the number of
+                    # threads when they are imported.
+                    executor = ProcessPoolExecutor(1, env=dict.fromkeys(_THREAD_VARIABLES, str(threads)))
+                    running[executor.submit(_perform, job, folder.absolute(), threads, os.getpid())] = job, executor
+                    on_change(titles(), 0)
+            ended = wait(running, return_when=FIRST_COMPLETED).done
+            for future in ended:
+                job, executor = running.pop(future)
+                executor.shutdown()
+                try:
+                    future.result()
+                except BrokenProcessPool as error:
+                    _work.fail(job, folder, f"its process died: {' '.join(str(error).split())}")
+            on_change(titles(), len(ended))
     finally:
-        for worker in running:
-            worker.stop()
+        for _, executor in running.values():
+            executor.shutdown(kill_workers=True)
 
 
-def _finish(worker: Worker, folder: Path) -> None:
-    code, said = worker.poll(), worker.close()
-    if code == NO_SPACE:
-        raise disk_full(folder)
-    if code not in (DONE, FAILURE):
-        how = f"was ended by signal {-code}" if code is not None and code < 0 else f"ended with exit code {code}"
-        likely = ", as it is when memory runs out" if code == -9 else ""
-        _work.fail(worker.job, folder, f"its process {how}{likely}{f': {said}' if said else ''}")
+def _perform(job: Job, folder: Path, threads: int, parent: int) -> None:
+    """Do a piece of work, in a process of its own."""
+    threading.Thread(target=_exit_with, args=(parent,), daemon=True).start()
+    torch.set_num_threads(threads)
+    _work.perform(job, folder, isolated=True)
+
+
+def _exit_with(parent: int) -> None:
+    """End when the process that started this one is gone, however it went: nobody waits for the work any more."""
+    while os.getppid() == parent:
+        time.sleep(_PAUSE)
+    os._exit(1)
 
 
 def n_cores() -> int:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
-from stdenoise._base.checks import near_match
+from pydantic import BaseModel, ValidationError
+
+from stdenoise._base.config import describe
+
+Table = TypeVar("Table", bound=BaseModel)
 
 
 @dataclass
@@ -29,45 +33,14 @@ class Problems:
             # str() of a KeyError would quote its message.
             self.add(where, str(error.args[0] if isinstance(error, KeyError) and error.args else error))
 
-    def keys(self, where: str, table: Mapping[str, Any], known: Sequence[str], required: Sequence[str] = ()) -> None:
-        """Check the keys of a table."""
-        for key in table:
-            if key not in known:
-                self.add(where, f"unknown key {key!r}; known are {list(known)}.{near_match(str(key), known)}")
-        for key in required:
-            if key not in table:
-                self.add(where, f"{key!r} is missing.")
-
-    def value(self, where: str, table: Mapping[str, Any], key: str, kind: type, default: Any) -> Any:
-        """Read a value of a type, or add a problem and return the default."""
-        value = table.get(key, default)
-        if value is default or (isinstance(value, kind) and not isinstance(value, bool)):
-            return value
-        names = {str: "a text", dict: "a table", int: "an integer", list: "a list"}
-        self.add(where, f"{key} must be {names.get(kind, kind.__name__)}, not {value!r}.")
-        return default
-
-    def patterns(self, where: str, table: Mapping[str, Any], key: str) -> tuple[str, ...]:
-        """Read a list of patterns; a single one may stand without its list."""
-        value = table.get(key, ["*"])
-        values = [value] if isinstance(value, str) else value
-        if not isinstance(values, list | tuple) or not values or not all(isinstance(part, str) for part in values):
-            self.add(where, f"{key} must be a list of names or patterns, not {value!r}.")
-            return ("*",)
-        return tuple(values)
-
-    def tables(self, config: Mapping[str, Any], key: str) -> list[tuple[str, Mapping[str, Any]]]:
-        """Read a list of tables, each with how messages call it."""
-        value = config.get(key, [])
-        if not isinstance(value, list | tuple) or not value:
-            self.add(key, "at least one is needed." if not value else f"must be a list of tables, not {value!r}.")
-            return []
-        out = []
-        for i, table in enumerate(value):
-            where = f"{key}[{i}]"
-            if isinstance(table, Mapping):
-                title = table.get("label", table.get("name"))
-                out.append((f"{where} {title!r}" if title else where, table))
-            else:
-                self.add(where, f"must be a table, not {table!r}.")
-        return out
+    def read(self, where: str, kind: type[Table], table: Mapping[str, Any]) -> Table | None:
+        """Read a table, or add all that is wrong with it."""
+        try:
+            return kind.model_validate(table)
+        except ValidationError as error:
+            for message in describe(error, known=kind.model_fields):
+                self.add(where, message)
+            unknown = {one["loc"][0] for one in error.errors() if one["type"] == "extra_forbidden"}
+            # What is known may be wrong in other ways, too.
+            known = {key: value for key, value in table.items() if key not in unknown}
+            return kind.model_validate(known) if len(unknown) == error.error_count() else None

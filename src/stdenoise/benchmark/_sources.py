@@ -14,7 +14,6 @@ from stdenoise._base import keys as _keys
 from stdenoise._base.checks import check_choice, check_number, lookup, near_match
 from stdenoise._base.keys import GraphKeys
 from stdenoise._io import disk
-from stdenoise.benchmark._problems import Problems
 from stdenoise.benchmark._units import Dataset
 from stdenoise.datasets._patterns import PATTERNS
 from stdenoise.pp._highly_variable import mark_highly_variable
@@ -22,41 +21,35 @@ from stdenoise.pp._highly_variable import mark_highly_variable
 if TYPE_CHECKING:
     from anndata import AnnData
 
+    from stdenoise.benchmark._schema import DatasetTable
 
 KINDS = ("simulate", "tissue", "load", "path")
 _KNOWN = {"simulate": ("cell_type", "true_counts"), "tissue": ("region", "true_mean")}
 """Labels and truth of the tissues made in code."""
 
 
-def expand(table: Mapping[str, Any], *, folder: Path, where: str, problems: Problems) -> list[Dataset]:
-    """Turn one entry of a config into data sets; raise, or add to the problems, where it is wrong."""
-    problems.keys(where, table, ["name", "group", *KINDS, "n_top_genes", "labels", "truth", "graph"])
-    kinds = [kind for kind in KINDS if kind in table]
+def expand(table: DatasetTable, *, folder: Path) -> list[Dataset]:
+    """Turn one entry of a config into data sets; raise where it is wrong."""
+    kinds = [kind for kind in KINDS if getattr(table, kind) is not None]
     if len(kinds) != 1:
         raise ValueError(f"needs exactly one of {list(KINDS)}, not {kinds or 'none'}.")
     kind = kinds[0]
-    source = problems.value(where, table, kind, str if kind == "path" else dict, None)
-    if source is None:
-        return []
+    source = getattr(table, kind)
     labels, truth = _KNOWN.get(kind, (None, None))
-    graph = problems.value(where, table, "graph", dict, None)
-    if graph is not None:
-        _check_call(pp.spatial_graph, graph, "graph", hidden=("adata", "key_added", "copy"))
-    n_top_genes = table.get("n_top_genes")
-    if n_top_genes is not None:
-        check_number("n_top_genes", n_top_genes, minimum=1, integer=True)
-    shared = {
+    if table.graph is not None:
+        _check_call(pp.spatial_graph, table.graph, "graph", hidden=("adata", "key_added", "copy"))
+    shared: dict[str, Any] = {
         "kind": kind,
-        "graph": graph,
-        "n_top_genes": n_top_genes,
-        "labels": problems.value(where, table, "labels", str, labels),
-        "truth": problems.value(where, table, "truth", str, truth),
+        "graph": table.graph,
+        "n_top_genes": table.n_top_genes,
+        "labels": table.labels or labels,
+        "truth": table.truth or truth,
     }
-    name = problems.value(where, table, "name", str, "*" if kind == "simulate" else None)
+    name = table.name or ("*" if kind == "simulate" else None)
     if not name:
         raise ValueError("'name' is missing.")
     if kind == "simulate":
-        return _simulations(source, name, table.get("group"), shared)
+        return _simulations(source, name, table.group, shared)
     if kind == "path":
         shared |= {"source": _check_file(folder / source, shared)}
     else:
@@ -65,7 +58,7 @@ def expand(table: Mapping[str, Any], *, folder: Path, where: str, problems: Prob
         if kind == "load":
             _check_registered(source)
         shared["source"] = source
-    return [Dataset(name=name, group=problems.value(where, table, "group", str, name), **shared)]
+    return [Dataset(name=name, group=table.group or name, **shared)]
 
 
 def _simulations(source: Mapping[str, Any], name: str, group: str | None, shared: dict[str, Any]) -> list[Dataset]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import errno
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from stdenoise._base.files import replacing
 
 DATASETS = "datasets"
 UNITS = "units"
@@ -33,17 +33,8 @@ def write_bytes(path: Path, data: bytes) -> None:
         There is no space left.
     """
     try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".tmp")
-        fresh = Path(name)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-                file.flush()
-                # A renamed file whose content never reached the disk would be half a file after a power cut.
-                os.fsync(file.fileno())
-            fresh.replace(path)
-        finally:
-            fresh.unlink(missing_ok=True)
+        with replacing(path, None) as fresh:
+            fresh.write_bytes(data)
     except OSError as error:
         raise disk_full(path) from error if is_disk_full(error) else error
 

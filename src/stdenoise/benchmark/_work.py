@@ -1,18 +1,13 @@
-"""Doing one piece of work: preparing a data set, or running a unit. Also the process that does it."""
+"""Doing one piece of work: preparing a data set, or running a unit."""
 
 from __future__ import annotations
 
-import json
-import os
-import sys
-import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from stdenoise import tl
 from stdenoise._base import keys as _keys
@@ -24,7 +19,6 @@ from stdenoise.benchmark._store import (
     DATASETS,
     FAILED,
     UNITS,
-    DiskFull,
     disk_full,
     is_disk_full,
     write_json,
@@ -37,12 +31,9 @@ if TYPE_CHECKING:
 
 Job = Mapping[str, Any]
 
-DONE, FAILURE, NO_SPACE = 0, 3, 28
-"""Exit codes of the process."""
 
-
-def perform(job: Job, folder: Path, *, isolated: bool) -> int:
-    """Do a piece of work and store what came of it.
+def perform(job: Job, folder: Path, *, isolated: bool) -> None:
+    """Do a piece of work and store what came of it, or why it failed.
 
     Parameters
     ----------
@@ -52,10 +43,6 @@ def perform(job: Job, folder: Path, *, isolated: bool) -> int:
         Folder of the benchmark.
     isolated
         Whether the process does nothing else, so that its peak memory is that of the unit.
-
-    Returns
-    -------
-    `DONE`, or `FAILURE` with the reason stored.
 
     Raises
     ------
@@ -68,20 +55,19 @@ def perform(job: Job, folder: Path, *, isolated: bool) -> int:
         if "prepare" in job:
             target = folder / DATASETS / str(job["file"])
             disk.write(_sources.make(job["prepare"]), target)
-            return DONE
+            return
         result = _run_unit(job, folder, isolated=isolated)
     except Exception as error:
         if is_disk_full(error):
             raise disk_full(target) from error
         fail(job, folder, describe(error))
-        return FAILURE
+        return
     result |= {"hash": job["hash"], "total_seconds": time.perf_counter() - started}
     result["total_peak_memory_gb"] = _peak(isolated=isolated)
     if result["errors"]:
         fail(job, folder, "; ".join(result["errors"].values()), result)
-        return FAILURE
+        return
     write_json(target, result)
-    return DONE
 
 
 def describe(error: BaseException) -> str:
@@ -149,28 +135,3 @@ def _peak(*, isolated: bool) -> float | None:
 def _plain(scores: Mapping[str, float]) -> dict[str, float | None]:
     """Write what is not finite as missing; JSON has no NaN."""
     return {name: float(value) if np.isfinite(value) else None for name, value in scores.items()}
-
-
-def main() -> int:
-    """Do the work that is described in the first line of standard input."""
-    request = json.loads(sys.stdin.readline())
-    # Standard input ends when the process that started this one is gone, however it went: nobody waits for the work any more.
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
-
-    torch.set_num_threads(int(request["threads"]))
-    try:
-        return perform(request["job"], Path(request["folder"]), isolated=True)
-    except DiskFull as error:
-        sys.stderr.write(f"{error}\n")
-        return NO_SPACE
-
-
-def _exit_with_parent() -> None:
-    # Not through sys.stdin: its lock, held by a waiting thread, breaks the orderly end of the process.
-    while os.read(0, 4096):
-        pass
-    os._exit(1)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

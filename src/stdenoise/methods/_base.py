@@ -7,17 +7,16 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 import torch
+from pydantic import ValidationError
 
 from stdenoise._base.checks import check_choice, near_match
-from stdenoise.spatial.results import Denoised, collect
+from stdenoise._base.config import describe
+from stdenoise.spatial.results import Block, collect
 from stdenoise.spatial.spots import Spots
 from stdenoise.train.run import Run
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from stdenoise.spatial.results import Denoised, collect
-    from stdenoise.spatial.spots import Spots
 
 Config = TypeVar("Config")
 
@@ -91,7 +90,7 @@ class Method:
     def __init__(self, **params: Any) -> None:
         self.config = make_config(self.config_type, params, method=self.info.name)
 
-    def fit(self, spots: Spots, *, seed: int, progress: bool) -> Denoised:
+    def fit(self, spots: Spots, *, seed: int, progress: bool) -> Block:
         """Denoise the spots.
 
         Parameters
@@ -106,11 +105,20 @@ class Method:
         run = Run(seed=seed, progress=progress)
         return collect(self.run(spots, run), len(spots.size_factors), run.report, spots.counts.device)
 
-    def run(self, spots: Spots, run: Run) -> Iterator[tuple[Tensor, Denoised]]:
+    def run(self, spots: Spots, run: Run) -> Iterator[tuple[Tensor, Block]]:
         """Yield the result in blocks, each with the positions of its spots; here in one."""
         result = self.fit(spots, seed=run.seed, progress=run.progress)
         run.report["history"] = result.history
         yield torch.arange(len(spots.size_factors)), result
+
+    @property
+    def n_hops(self) -> int:
+        """How far in the graph a spot sees: what a patch of tissue needs around it."""
+        return 0
+
+    def working_memory(self, n_genes: int, counts_per_spot: float) -> tuple[float, float]:
+        """Estimate the memory that is needed in any case, and that of each spot that is worked on, in GB; only of what runs in patches."""
+        raise NotImplementedError
 
     @property
     def writes(self) -> tuple[str, ...]:
@@ -163,4 +171,7 @@ def make_config(
         presets = presets or {}
         check_choice("preset", preset, list(presets))
         values.update(presets[preset])
-    return config_type(**{**values, **params})
+    try:
+        return config_type(**{**values, **params})
+    except ValidationError as error:
+        raise ValueError(f"{method}: {'; '.join(describe(error))}.") from None

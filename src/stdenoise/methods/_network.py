@@ -10,16 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
+from stdenoise._base.random import torch_generator
 from stdenoise.methods._base import Method
 from stdenoise.methods._soundness import Soundness
-from stdenoise.spatial.results import Denoised
+from stdenoise.spatial.results import Block
 from stdenoise.spatial.spots import Spots
 from stdenoise.train.checkpoint import Checkpoint, load_tensors, save_tensors
 from stdenoise.train.devices import spawn
+from stdenoise.train.patches import Patch, Patches
 from stdenoise.train.run import Run
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    import torch
+    from torch import Tensor, nn
 
 _KIND = "model"
 _WEIGHT_BYTES = 4 * 8
@@ -56,25 +59,44 @@ class Model:
 
 
 class Network(Method):
-    """A method that trains a network: subclasses implement `train`, `predict` and `working_memory`."""
+    """A method that trains a network: subclasses implement `build`, `train`, `predict_patch` and `working_memory`, and set `n_hops`."""
+
+    def build(self, n_genes: int, generator: torch.Generator) -> nn.Module:
+        """Make a network that knows nothing yet."""
+        raise NotImplementedError
+
+    def predict_patch(self, module: Any, patch: Patch) -> Block:
+        """Return the results of the core of a patch."""
+        raise NotImplementedError
+
+    def start(self, spots: Spots, run: Run, generator: torch.Generator) -> tuple[Any, Patches]:
+        """Return a new network where it is to be, and the patches that it sees."""
+        module = self.build(len(spots.genes), generator).to(run.device or spots.counts.device)
+        patches = Patches(
+            spots, n_hops=self.n_hops, device=run.device, max_spots=self.most_spots(run, spots), share=run.share
+        )
+        return module, patches
+
+    def most_spots(self, run: Run, spots: Spots) -> int | None:
+        """Spots of a patch, at most; `None` for all."""
+        return run.max_spots
 
     def train(self, spots: Spots, run: Run) -> Model:
         """Train a network on the spots."""
         raise NotImplementedError
 
-    def predict(self, model: Model, spots: Spots, run: Run) -> Iterator[tuple[Tensor, Denoised]]:
-        """Yield the results of a trained network in blocks, each with the positions of its spots."""
-        raise NotImplementedError
-
-    def working_memory(self, n_genes: int, counts_per_spot: float) -> tuple[float, float]:
-        """Estimate the memory of a network and its training, and that of each spot that is worked on, both in GB."""
-        raise NotImplementedError
+    def predict(self, model: Model, spots: Spots, run: Run) -> Iterator[tuple[Tensor, Block]]:
+        """Yield the results of a trained network patch by patch, each with the positions of its spots."""
+        module, patches = self.start(spots, run, torch_generator(0))
+        module.load_state_dict(model.state)
+        for patch in patches.cover():
+            yield patch.spots[: patch.n_core], self.predict_patch(module, patch)
 
     def training_work(self, n_spots: int, n_genes: int, n_counts: int) -> tuple[float, float] | None:
         """Estimate a training's floating-point operations and updates of a weight; `None` where the method does not say."""
         return None
 
-    def run(self, spots: Spots, run: Run) -> Iterator[tuple[Tensor, Denoised]]:
+    def run(self, spots: Spots, run: Run) -> Iterator[tuple[Tensor, Block]]:
         """Train, and yield the results in blocks."""
         yield from self.predicted(self.trained(spots, run), spots, run)
 
@@ -97,7 +119,7 @@ class Network(Method):
             advice = f"{str(run.checkpoint.path)!r} is saved: run it again with resume to go on."
             raise ChildProcessError(f"{error} {advice}") from error
 
-    def predicted(self, model: Model, spots: Spots, run: Run) -> Iterator[tuple[Tensor, Denoised]]:
+    def predicted(self, model: Model, spots: Spots, run: Run) -> Iterator[tuple[Tensor, Block]]:
         """Yield the results of a trained network at the depth of the spots, in units of those that it was trained on."""
         run = run.predicting
         blocks = self.predict(model, spots.at_depth(model.median_total), run)
@@ -138,11 +160,16 @@ class Trained(Method):
         self.network, self.model = network, model
 
     @property
+    def n_hops(self) -> int:
+        """How far in the graph the network sees."""
+        return self.network.n_hops
+
+    @property
     def writes(self) -> tuple[str, ...]:
         """Arrays that the result has."""
         return self.network.writes
 
-    def run(self, spots: Spots, run: Run) -> Iterator[tuple[Tensor, Denoised]]:
+    def run(self, spots: Spots, run: Run) -> Iterator[tuple[Tensor, Block]]:
         """Predict, and yield the results in blocks."""
         yield from self.network.predicted(self.model, spots, run)
 

@@ -13,8 +13,8 @@ from scipy import sparse
 from torch import Tensor
 
 from stdenoise.spatial.graph import SpatialGraph, select_rows
-from stdenoise.spatial.normalize import TARGET_SUM, log_normalize
-from stdenoise.spatial.results import Denoised
+from stdenoise.spatial.normalize import TARGET_SUM, lognorm
+from stdenoise.spatial.results import Block
 from stdenoise.spatial.spots import Spots
 from stdenoise.stats.soundness import components, gene_correlations
 from stdenoise.train.run import Run
@@ -52,7 +52,7 @@ class Soundness:
         self._denoised = torch.zeros(len(self._rows), len(self._genes))
         self._spots = spots
 
-    def watch(self, blocks: Iterable[tuple[Tensor, Denoised]]) -> Iterator[tuple[Tensor, Denoised]]:
+    def watch(self, blocks: Iterable[tuple[Tensor, Block]]) -> Iterator[tuple[Tensor, Block]]:
         """Hand on the blocks, and keep the sample."""
         for rows, block in blocks:
             place = self._place[rows.cpu()]
@@ -69,7 +69,7 @@ class Soundness:
         run.add_up([self._denoised])
         first_two, rank = components(self._denoised)
         found = {"effective_rank": rank, "first_two_components": first_two}
-        if self._spots.graph is not None:
+        if self._spots.has("graph"):
             correlations = gene_correlations(self._denoised, self._neighbor_mean(self._spots.graph))
             found["neighbor_correlation"] = float(correlations.nanmedian())
         names = ("held_out_explained", "held_out_explained_median_gene")
@@ -103,7 +103,7 @@ class Soundness:
         weights = mean[self._rows] @ mean
         near = np.unique(weights.indices)
         counts = self._spots.counts
-        expression = log_normalize(select_rows(counts, torch.from_numpy(near).long().to(counts.device))).cpu()
+        expression = lognorm(select_rows(counts, torch.from_numpy(near).long().to(counts.device))).cpu()
         parts = (expression.values().numpy(), expression.col_indices().numpy(), expression.crow_indices().numpy())
         chosen = sparse.csc_array(sparse.csr_array(parts, shape=tuple(expression.shape)))[:, self._genes.numpy()]
         return torch.from_numpy((weights[:, near] @ chosen).toarray())

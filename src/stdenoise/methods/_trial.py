@@ -11,14 +11,13 @@ import numpy as np
 import pandas as pd
 import torch
 from scipy import sparse
-from torch import Tensor
 from tqdm import tqdm
 
 from stdenoise.methods._base import Method
 from stdenoise.methods.baselines import GeneMean
 from stdenoise.spatial.normalize import TARGET_SUM
-from stdenoise.spatial.results import Denoised
-from stdenoise.spatial.spots import Context, make_spots
+from stdenoise.spatial.results import Array, Block
+from stdenoise.spatial.spots import Tissue
 from stdenoise.stats import deviance
 
 
@@ -34,8 +33,8 @@ class Trial:
         Names of all genes.
     positions
         Columns to model and score; `None` for all.
-    context
-        What surrounds the spots.
+    tissue
+        What is known of the spots beside their counts.
     device
         Where methods run.
     """
@@ -43,7 +42,7 @@ class Trial:
     counts: sparse.csr_matrix
     genes: tuple[str, ...]
     positions: np.ndarray | None
-    context: Context
+    tissue: Tissue
     device: torch.device
 
     @classmethod
@@ -58,7 +57,7 @@ class Trial:
         if not counts.has_canonical_format:
             counts = counts.copy()
             counts.sum_duplicates()
-        return cls(counts, section.genes, section.positions, section.context(device), device)
+        return cls(counts, section.genes, section.positions, section.tissue(device), device)
 
     def with_counts(self, counts: sparse.csr_matrix) -> Trial:
         """Return the same section with other counts."""
@@ -66,7 +65,7 @@ class Trial:
 
     def without_edges(self) -> Trial:
         """Return the same section, each spot on its own."""
-        return replace(self, context=self.context.without_neighbors(self.counts.shape[0]))
+        return replace(self, tissue=self.tissue.without_neighbors(self.counts.shape[0]))
 
     def modelled(self, counts: sparse.csr_matrix) -> sparse.csr_matrix:
         """Columns of the modelled genes."""
@@ -77,29 +76,22 @@ class Trial:
         """Names of the modelled genes."""
         return list(self.genes) if self.positions is None else [self.genes[i] for i in self.positions]
 
-    def fit(self, method: Method, *, seed: int, progress: bool) -> Denoised:
+    def fit(self, method: Method, *, seed: int, progress: bool) -> Block:
         """Run a method on these counts."""
-        spots = make_spots(self.counts, self.genes, positions=self.positions, context=self.context, device=self.device)
+        spots = self.tissue.with_counts(self.counts, self.genes, positions=self.positions, device=self.device)
         return method.fit(spots, seed=seed, progress=progress)
 
-    def expected(self, result: Denoised) -> Tensor:
-        """Expected counts of the modelled genes at the depth of these counts, shape `(n_spots, n_genes)`.
-
-        Zero inflation lowers the expectation: it is mean x (1 - dropout). Values on the `log1p` scale are turned back
-        into counts, at the depth that the modelled genes of the spot have.
-        """
-        if result.scale == "counts":
-            return result.mean if result.dropout is None else result.mean * (1 - result.dropout)
+    def expected(self, result: Block) -> Array:
+        """Expected counts of the modelled genes, at the depth that these have in each spot, shape `(n_spots, n_genes)`."""
         depth = np.asarray(self.modelled(self.counts).sum(axis=1, dtype=np.float64)).ravel()
-        factor = torch.tensor(depth / TARGET_SUM, dtype=result.mean.dtype, device=result.mean.device)
-        return result.mean.clamp(min=0).expm1() * factor[:, None]
+        return result.expected(torch.from_numpy(depth / TARGET_SUM))
 
     def thinned(self, fraction: float, seed: int) -> tuple[Trial, sparse.csr_matrix]:
         """Return the section without a share of its molecules, and the held-out counts of all genes."""
         rest, held_out = deviance.thin(self.counts, fraction, np.random.default_rng(seed))
         return self.with_counts(rest), held_out
 
-    def deviance(self, expected: Tensor, held_out: sparse.csr_matrix, fraction: float) -> deviance.Deviance:
+    def deviance(self, expected: Array, held_out: sparse.csr_matrix, fraction: float) -> deviance.Deviance:
         """Deviance of held-out counts of all genes under the expectation from the rest.
 
         Spots without any remaining count are not scored: nothing is known about their depth.
@@ -111,8 +103,10 @@ class Trial:
         profile = deviance.mean_profile(train[rows], depth)
         odds = fraction / (1 - fraction)
         return deviance.count_deviance(
-            (expected if len(rows) == len(total) else expected[torch.from_numpy(rows).to(expected.device)]) * odds,
+            expected,
             self.modelled(held_out)[rows],
+            spots=rows,
+            odds=odds,
             depth=depth * odds,
             profile=profile,
             # The dispersion around the means belongs to the gene and does not change with depth.

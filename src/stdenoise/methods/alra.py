@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
+from pydantic.dataclasses import dataclass
 
-from stdenoise._base.checks import check_choice, check_number
+from stdenoise._base.config import STRICT, AtLeastTwo, Count, Positive, Share, Switch
 from stdenoise._base.random import torch_generator
 from stdenoise.methods._base import Method, MethodInfo
 from stdenoise.spatial.graph import select_rows, transpose_csr
-from stdenoise.spatial.results import Denoised
+from stdenoise.spatial.results import Block, Factors
 from stdenoise.stats.lowrank import truncated_svd
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from torch import Tensor
 
@@ -31,7 +31,7 @@ _ITERATIONS_CHOOSE = 2
 _BLOCK_ENTRIES = 2**20
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class ALRAConfig:
     """Hyperparameters of ALRA; the defaults are those of the published code.
 
@@ -54,27 +54,17 @@ class ALRAConfig:
         takes its magnitude in any case.
     """
 
-    rank: int | None = None
-    n_components: int = 100
-    noise_start: int | None = None
-    threshold: float = 6.0
-    quantile: float = 0.001
-    only_negative: bool = False
+    rank: Count | None = None
+    n_components: AtLeastTwo = 100
+    noise_start: AtLeastTwo | None = None
+    threshold: Positive = 6.0
+    quantile: Share = 0.001
+    only_negative: Switch = False
 
     def __post_init__(self) -> None:
-        """Refuse values out of range."""
-        if self.rank is not None:
-            check_number("rank", self.rank, minimum=1, integer=True)
-        check_number("n_components", self.n_components, minimum=2, integer=True)
-        if self.noise_start is not None:
-            check_number("noise_start", self.noise_start, minimum=2, integer=True)
-            if self.noise_start >= self.n_components:
-                raise ValueError(f"noise_start={self.noise_start} must lie below n_components={self.n_components}.")
-        check_number("threshold", self.threshold, above=0)
-        check_number("quantile", self.quantile, minimum=0)
-        if self.quantile > 1:
-            raise ValueError(f"quantile must be a number between 0 and 1, not {self.quantile!r}.")
-        check_choice("only_negative", self.only_negative, [True, False])
+        """Refuse values that do not go together."""
+        if self.noise_start is not None and self.noise_start >= self.n_components:
+            raise ValueError(f"noise_start={self.noise_start} must lie below n_components={self.n_components}.")
 
 
 class ALRA(Method):
@@ -115,7 +105,7 @@ class ALRA(Method):
     config_type = ALRAConfig
     config: ALRAConfig
 
-    def fit(self, spots: Spots, *, seed: int, progress: bool) -> Denoised:
+    def fit(self, spots: Spots, *, seed: int, progress: bool) -> Block:
         """Return the completed matrix, the scores of the spots and the singular values."""
         # Empty spots have no part in the quantiles; where all are empty, so is the result.
         lognorm = spots.lognorm
@@ -137,14 +127,23 @@ class ALRA(Method):
             rank, spectrum = self._choose_rank(observed, generator)
         u, s, vt = truncated_svd(observed, rank, generator=generator)
 
-        mean = torch.zeros(n_spots, n_genes, device=kept.device)
-        latent = torch.zeros(n_spots, rank, device=kept.device)
-        latent[kept] = (u * s).float()
-        for genes, values in self._complete(observed, u * s, vt, error=_rounding(s, observed.shape)):
-            mean[kept, genes] = values.t().float()
+        scores = torch.zeros(n_spots, rank, dtype=torch.float64, device=kept.device)
+        scores[kept] = u * s
+        error = _rounding(s, observed.shape)
+        limit, scale, shift = self._statistics(observed, u * s, vt, error=error)
+
+        def complete(fitted: Tensor, rows: Tensor) -> Tensor:
+            """Cut, rescale, and fall back on what was observed."""
+            expressed = (fitted > limit) & (fitted.abs() > error)
+            completed = (fitted * scale).add_(shift).mul_(expressed).clamp_(min=0)
+            return torch.where(completed == 0, select_rows(lognorm, rows).to_dense().double(), completed)
+
         singular_values = s if spectrum is None else spectrum
-        return Denoised(
-            mean=mean, scale="log1p", latent=latent, history={"singular_values": singular_values.cpu().tolist()}
+        return Block(
+            mean=Factors(scores, vt, finish=complete),
+            scale="log1p",
+            latent=scores.float(),
+            history={"singular_values": singular_values.cpu().tolist()},
         )
 
     def _choose_rank(self, observed: Tensor, generator: torch.Generator) -> tuple[int, Tensor | None]:
@@ -167,13 +166,14 @@ class ALRA(Method):
         logger.info("alra: rank %d, chosen from %d singular values", rank, n_components)
         return rank, s
 
-    def _complete(
+    def _statistics(
         self, observed: Tensor, scores: Tensor, components: Tensor, *, error: float
-    ) -> Iterator[tuple[slice, Tensor]]:
-        """Yield blocks of genes, and the completed values of each, shape `(n_genes_of_block, n_spots)`."""
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return, for each gene, the limit of fitted values for being expressed, and what these are scaled and shifted by."""
         by_gene = transpose_csr(observed)
         n_genes, n_spots = by_gene.shape
         width = max(1, _BLOCK_ENTRIES // n_spots)
+        found = []
         for start in range(0, n_genes, width):
             genes = slice(start, min(start + width, n_genes))
             a = select_rows(by_gene, torch.arange(genes.start, genes.stop, device=observed.device)).to_dense().double()
@@ -189,8 +189,9 @@ class ALRA(Method):
             matched = (deviation > error) & (deviation_observed >= 0)
             scale = torch.where(matched, deviation_observed / deviation, 1.0)
             shift = torch.where(matched, mean_observed - mean * scale, 0.0)
-            b.mul_(scale[:, None]).add_(shift[:, None]).mul_(expressed).clamp_(min=0)
-            yield genes, torch.where(b == 0, a, b)
+            found.append(torch.stack([limit, scale, shift]))
+        limits, scales, shifts = torch.cat(found, dim=1)
+        return limits, scales, shifts
 
 
 def _rounding(singular_values: Tensor, shape: Sequence[int]) -> float:

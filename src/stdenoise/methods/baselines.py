@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
+from pydantic.dataclasses import dataclass as checked
 from tqdm import tqdm
 
-from stdenoise._base.checks import check_number
+from stdenoise._base.config import STRICT, Count, NonNegative
 from stdenoise._base.random import torch_generator
 from stdenoise.methods._base import Method, MethodInfo
 from stdenoise.spatial.graph import transpose_csr
-from stdenoise.spatial.results import Denoised
+from stdenoise.spatial.results import Block, Factors
 from stdenoise.stats.lowrank import principal_components
+from stdenoise.train.patches import Patches
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torch import Tensor
 
     from stdenoise.spatial.spots import Spots
+    from stdenoise.train.run import Run
 
 
 # Updates between two looks at the deviance.
@@ -30,7 +35,7 @@ class NoConfig:
     """A method without hyperparameters."""
 
 
-@dataclass(frozen=True)
+@checked(frozen=True, config=STRICT)
 class NeighborMeanConfig:
     """Hyperparameters of the neighbour mean.
 
@@ -40,14 +45,10 @@ class NeighborMeanConfig:
         Number of passes; after `n_hops` passes a spot has heard from all spots within that many edges.
     """
 
-    n_hops: int = 1
-
-    def __post_init__(self) -> None:
-        """Refuse values out of range."""
-        check_number("n_hops", self.n_hops, minimum=1, integer=True)
+    n_hops: Count = 1
 
 
-@dataclass(frozen=True)
+@checked(frozen=True, config=STRICT)
 class PCAReconstructionConfig:
     """Hyperparameters of the PCA reconstruction.
 
@@ -57,14 +58,10 @@ class PCAReconstructionConfig:
         Number of components; fewer where there are fewer spots or genes.
     """
 
-    n_components: int = 20
-
-    def __post_init__(self) -> None:
-        """Refuse values out of range."""
-        check_number("n_components", self.n_components, minimum=1, integer=True)
+    n_components: Count = 20
 
 
-@dataclass(frozen=True)
+@checked(frozen=True, config=STRICT)
 class PoissonFactorizationConfig:
     """Hyperparameters of the Poisson factorisation.
 
@@ -78,29 +75,16 @@ class PoissonFactorizationConfig:
         Stop when the deviance per entry has changed by less than this share of itself in ten updates.
     """
 
-    rank: int = 15
-    n_iterations: int = 500
-    tol: float = 1e-4
-
-    def __post_init__(self) -> None:
-        """Refuse values out of range."""
-        check_number("rank", self.rank, minimum=1, integer=True)
-        check_number("n_iterations", self.n_iterations, minimum=1, integer=True)
-        check_number("tol", self.tol, minimum=0)
+    rank: Count = 15
+    n_iterations: Count = 500
+    tol: NonNegative = 1e-4
 
 
-def _info(
-    name: str, summary: str, *, needs: tuple[str, ...] = (), scale: str = "counts", latent: bool = False
-) -> MethodInfo:
+def _info(name: str, summary: str, *, scale: str = "counts", latent: bool = False, **others: Any) -> MethodInfo:
+    facts = {"needs": (), "size": "memory grows with spots x genes of the output", **others}
+    writes = ("mean", "latent") if latent else ("mean",)
     return MethodInfo(
-        name=name,
-        summary=summary,
-        needs=needs,
-        scale=scale,
-        writes=("mean", "latent") if latent else ("mean",),
-        size="memory grows with spots x genes of the output",
-        reference="baseline",
-        licence="none needed",
+        name=name, summary=summary, scale=scale, writes=writes, reference="baseline", licence="none needed", **facts
     )
 
 
@@ -118,9 +102,9 @@ class Raw(Method):
     config_type = NoConfig
     config: NoConfig
 
-    def fit(self, spots: Spots, *, seed: int, progress: bool) -> Denoised:
+    def fit(self, spots: Spots, *, seed: int, progress: bool) -> Block:
         """Return the counts."""
-        return Denoised(mean=spots.counts.to_dense(), scale="counts")
+        return Block(mean=spots.counts.to_dense(), scale="counts")
 
 
 class GeneMean(Method):
@@ -137,10 +121,10 @@ class GeneMean(Method):
     config_type = NoConfig
     config: NoConfig
 
-    def fit(self, spots: Spots, *, seed: int, progress: bool) -> Denoised:
+    def fit(self, spots: Spots, *, seed: int, progress: bool) -> Block:
         """Return size factor times gene mean, the most likely means of a Poisson model without structure."""
-        depth = _depth(spots)
-        return Denoised(mean=depth[:, None] * (_gene_sum(spots) / depth.sum()), scale="counts")
+        depth = spots.depth
+        return Block(mean=Factors(depth[:, None], (_gene_sum(spots) / depth.sum())[None]), scale="counts")
 
 
 class NeighborMean(Method):
@@ -162,26 +146,41 @@ class NeighborMean(Method):
     """
 
     info: ClassVar[MethodInfo] = _info(
-        "neighbor_mean", "baseline: mean over graph neighbours, n_hops times", needs=("graph",)
+        "neighbor_mean",
+        "baseline: mean over graph neighbours, n_hops times",
+        needs=("graph",),
+        optional=("coordinates",),
+        size="memory is what is allowed, from disk to disk with a .zarr as output",
+        runs=frozenset({"patches"}),
     )
     config_type = NeighborMeanConfig
     config: NeighborMeanConfig
 
-    def fit(self, spots: Spots, *, seed: int, progress: bool) -> Denoised:
-        """Return the pooled profiles."""
-        if spots.graph is None:
-            raise ValueError("neighbor_mean needs a spatial graph.")
-        graph = spots.graph.with_self_loops()
-        depth = _depth(spots)
-        # One more column carries the size factors, so that both are pooled alike.
-        pooled = torch.cat([spots.counts.to_dense(), depth[:, None]], dim=1)
-        weights = (1.0 / graph.crow.diff().to(pooled.dtype))[graph.row.long()]
-        walk = graph.matrix(weights)
-        for _ in range(self.config.n_hops):
-            pooled = walk @ pooled
-        total = pooled[:, -1:]
-        mean = pooled[:, :-1].mul_(torch.where(total > 0, depth[:, None] / total, 0.0))
-        return Denoised(mean=mean, scale="counts")
+    @property
+    def n_hops(self) -> int:
+        """How far a spot hears."""
+        return int(self.config.n_hops)
+
+    def run(self, spots: Spots, run: Run) -> Iterator[tuple[Tensor, Block]]:
+        """Yield the pooled profiles, patch by patch."""
+        patches = Patches(spots, n_hops=self.n_hops, device=run.device, max_spots=run.max_spots)
+        for patch in patches.cover():
+            if patch.graph is None:
+                raise ValueError("neighbor_mean needs a spatial graph.")
+            depth = spots.depth[patch.spots.to(spots.depth.device)].to(patch.counts.device)
+            # One more column carries the size factors, so that both are pooled alike.
+            pooled = torch.cat([patch.counts.to_dense(), depth[:, None]], dim=1)
+            for hop in reversed(range(self.n_hops)):
+                graph = patch.graph.within(hop)
+                weights = (1.0 / graph.crow.diff().to(pooled.dtype))[graph.row.long()]
+                pooled = graph.matrix(weights) @ pooled
+            total = pooled[:, -1:]
+            mean = pooled[:, :-1].mul_(torch.where(total > 0, depth[: patch.n_core, None] / total, 0.0))
+            yield patch.spots[: patch.n_core], Block(mean=mean, scale="counts")
+
+    def working_memory(self, n_genes: int, counts_per_spot: float) -> tuple[float, float]:
+        """Estimate the memory of each spot: its counts, dense, before and after a pass."""
+        return 0.0, (3 * 4 * n_genes + 16 * counts_per_spot) / 1e9
 
 
 class PCAReconstruction(Method):
@@ -208,13 +207,14 @@ class PCAReconstruction(Method):
     config_type = PCAReconstructionConfig
     config: PCAReconstructionConfig
 
-    def fit(self, spots: Spots, *, seed: int, progress: bool) -> Denoised:
+    def fit(self, spots: Spots, *, seed: int, progress: bool) -> Block:
         """Return the reconstruction."""
         n_components = min(self.config.n_components, *spots.lognorm.shape)
         pca = principal_components(spots.lognorm, n_components, generator=torch_generator(seed))
         latent = pca.scores.float()
-        mean = (latent @ pca.components.float()).add_(pca.mean.float()).clamp_(min=0)
-        return Denoised(mean=mean, scale="log1p", latent=latent)
+        mean = pca.mean.float()
+        reconstruction = Factors(latent, pca.components.float(), finish=lambda rows, _: rows.add_(mean).clamp_(min=0))
+        return Block(mean=reconstruction, scale="log1p", latent=latent)
 
 
 class PoissonFactorization(Method):
@@ -245,9 +245,9 @@ class PoissonFactorization(Method):
     config_type = PoissonFactorizationConfig
     config: PoissonFactorizationConfig
 
-    def fit(self, spots: Spots, *, seed: int, progress: bool) -> Denoised:
+    def fit(self, spots: Spots, *, seed: int, progress: bool) -> Block:
         """Return the product of the factors."""
-        counts, depth = spots.counts, _depth(spots)
+        counts, depth = spots.counts, spots.depth
         n_spots, n_genes = counts.shape
         crow, col, y = counts.crow_indices(), counts.col_indices(), counts.values()
         # The transpose holds the same entries in another order; positions as values tell which.
@@ -286,12 +286,7 @@ class PoissonFactorization(Method):
                 )
                 h = h * (ratio @ w).T / (depth @ w)[:, None].clamp(min=tiny)
                 bar.update()
-        return Denoised(mean=(depth[:, None] * w) @ h, scale="counts", latent=w, history={"deviance": deviance})
-
-
-def _depth(spots: Spots) -> Tensor:
-    """Size factors, 0 for an empty spot, which is expected to stay empty."""
-    return spots.size_factors * spots.nonempty
+        return Block(mean=Factors(w, h, depth), scale="counts", latent=w, history={"deviance": deviance})
 
 
 def _gene_sum(spots: Spots) -> Tensor:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
+from pydantic.dataclasses import dataclass
 from tqdm import tqdm
 
-from stdenoise._base.checks import check_choice, check_number
+from stdenoise._base.config import STRICT, Count, NonNegative
 from stdenoise._base.random import torch_generator
 from stdenoise.methods._base import Method, MethodInfo
 from stdenoise.spatial.neighbors import nearest_neighbors
-from stdenoise.spatial.results import Denoised
+from stdenoise.spatial.results import Block
 from stdenoise.stats.lowrank import principal_components
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("stdenoise")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class KNNSmoothingConfig:
     """Hyperparameters of kNN-smoothing; those of version 2.1 of the authors' Python code.
 
@@ -41,17 +41,10 @@ class KNNSmoothingConfig:
         `"mean"`, the pooled profile scaled to the spot's own total, or `"sum"`, the plain sum of the pooled counts.
     """
 
-    k: int = 15
-    d: int = 10
-    dither: float = 0.03
-    output: str = "mean"
-
-    def __post_init__(self) -> None:
-        """Refuse values out of range."""
-        check_number("k", self.k, minimum=1, integer=True)
-        check_number("d", self.d, minimum=1, integer=True)
-        check_number("dither", self.dither, minimum=0)
-        check_choice("output", self.output, ["mean", "sum"])
+    k: Count = 15
+    d: Count = 10
+    dither: NonNegative = 0.03
+    output: Literal["mean", "sum"] = "mean"
 
 
 class KNNSmoothing(Method):
@@ -91,7 +84,7 @@ class KNNSmoothing(Method):
     config_type = KNNSmoothingConfig
     config: KNNSmoothingConfig
 
-    def fit(self, spots: Spots, *, seed: int, progress: bool) -> Denoised:
+    def fit(self, spots: Spots, *, seed: int, progress: bool) -> Block:
         """Return the pooled counts."""
         config, generator = self.config, torch_generator(seed)
         # Sums of a few sparse profiles are mostly full.
@@ -107,17 +100,11 @@ class KNNSmoothing(Method):
         if config.output == "mean":
             total = pooled.sum(1)
             pooled = pooled * torch.where(total > 0, counts.sum(1) / total, 0.0)[:, None]
-        return Denoised(mean=pooled, scale="counts")
+        return Block(mean=pooled, scale="counts")
 
 
 def freeman_tukey(counts: Tensor) -> Tensor:
-    """Scale profiles to the median total of those that are not empty, and stabilise their variance: `sqrt(x) + sqrt(x + 1)`.
-
-    Parameters
-    ----------
-    counts
-        Dense, shape `(n_spots, n_genes)`; not changed.
-    """
+    """Scale profiles to the median total of those that are not empty, and stabilise their variance: `sqrt(x) + sqrt(x + 1)`."""
     total = counts.sum(1)
     if not (total > 0).any():
         return torch.ones_like(counts)
@@ -127,19 +114,7 @@ def freeman_tukey(counts: Tensor) -> Tensor:
 
 
 def similar(counts: Tensor, k: int, *, d: int, dither: float, generator: torch.Generator) -> Tensor:
-    """Find the `k` most similar profiles of each, itself among them, shape `(n_spots, k)`.
-
-    Parameters
-    ----------
-    counts
-        Dense, shape `(n_spots, n_genes)`; not changed.
-    k
-        At most the number of spots.
-    d, dither
-        As in `KNNSmoothingConfig`.
-    generator
-        Source of all randomness, on the CPU.
-    """
+    """Find the `k` most similar profiles of each, itself among them, shape `(n_spots, k)`."""
     n_spots, n_genes = counts.shape
     scores = principal_components(freeman_tukey(counts), min(d, n_genes, n_spots - 1), generator=generator).scores
     # Spots that pooled the same profiles are equal, and must tie: rounding errors may not tell them apart.
@@ -152,15 +127,7 @@ def similar(counts: Tensor, k: int, *, d: int, dither: float, generator: torch.G
 
 
 def pool(counts: Tensor, near: Tensor) -> Tensor:
-    """Sum the counts of the chosen spots.
-
-    Parameters
-    ----------
-    counts
-        Dense, shape `(n_spots, n_genes)`.
-    near
-        Indices of the spots to pool for each spot, shape `(n_spots, k)`.
-    """
+    """Sum the counts of the chosen spots."""
     n_spots, k = near.shape
     crow = torch.arange(0, n_spots * k + 1, k, device=near.device)
     ones = counts.new_ones(n_spots * k)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
+from pydantic.dataclasses import dataclass
 
-from stdenoise._base.checks import check_choice, check_number
+from stdenoise._base.config import STRICT, Count, NonNegative, Positive
 from stdenoise._base.random import torch_generator
 from stdenoise.methods._base import Method, MethodInfo
-from stdenoise.spatial.results import Denoised
+from stdenoise.spatial.graph import with_values
+from stdenoise.spatial.results import Block
 from stdenoise.stats.diffusion import diffuse_, diffusion_operator
 from stdenoise.stats.lowrank import principal_components
 
@@ -27,7 +28,7 @@ _GENES_COMPARED = 500
 _CONVERGED = 1e-3
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class MAGICConfig:
     """Hyperparameters of MAGIC; the defaults are those of version 3.0.0 of the authors' package.
 
@@ -56,33 +57,20 @@ class MAGICConfig:
         `"log1p"`, the log-normalised values.
     """
 
-    knn: int = 5
-    knn_max: int | None = None
-    decay: float | None = 1
-    t: int | str = 3
-    n_pca: int | None = 100
-    thresh: float = 1e-4
-    t_max: int = 20
-    solver: str = "exact"
-    transform: str = "sqrt"
+    knn: Count = 5
+    knn_max: Count | None = None
+    decay: Positive | None = 1
+    t: Count | Literal["auto"] = 3
+    n_pca: Count | None = 100
+    thresh: NonNegative = 1e-4
+    t_max: Count = 20
+    solver: Literal["exact", "approximate"] = "exact"
+    transform: Literal["sqrt", "log1p"] = "sqrt"
 
     def __post_init__(self) -> None:
-        """Refuse values out of range."""
-        check_number("knn", self.knn, minimum=1, integer=True)
-        if self.knn_max is not None:
-            check_number("knn_max", self.knn_max, minimum=self.knn, integer=True)
-        if self.decay is not None:
-            check_number("decay", self.decay, above=0)
-        if isinstance(self.t, str):
-            check_choice("t", self.t, ["auto"])
-        else:
-            check_number("t", self.t, minimum=1, integer=True)
-        if self.n_pca is not None:
-            check_number("n_pca", self.n_pca, minimum=1, integer=True)
-        check_number("thresh", self.thresh, minimum=0)
-        check_number("t_max", self.t_max, minimum=1, integer=True)
-        check_choice("solver", self.solver, ["exact", "approximate"])
-        check_choice("transform", self.transform, ["sqrt", "log1p"])
+        """Refuse values that do not go together."""
+        if self.knn_max is not None and self.knn_max < self.knn:
+            raise ValueError(f"knn_max={self.knn_max} must not lie below knn={self.knn}.")
 
 
 class MAGIC(Method):
@@ -121,17 +109,13 @@ class MAGIC(Method):
     config_type = MAGICConfig
     config: MAGICConfig
 
-    def fit(self, spots: Spots, *, seed: int, progress: bool) -> Denoised:
+    def fit(self, spots: Spots, *, seed: int, progress: bool) -> Block:
         """Return the diffused values."""
         config, generator = self.config, torch_generator(seed)
-        # From the normalised values: both transforms have their pattern.
-        normalised = spots.lognorm
-        values = normalised.values()
+        expression = spots.lognorm
         if config.transform == "sqrt":
-            values = values.expm1().sqrt()
-        expression = torch.sparse_csr_tensor(
-            normalised.crow_indices(), normalised.col_indices(), values, normalised.shape
-        )
+            normalised = spots.depth_normalized
+            expression = with_values(normalised, normalised.values().sqrt().float())
         n_spots, n_genes = expression.shape
         knn_max = 3 * config.knn if config.knn_max is None else config.knn_max
         if knn_max > n_spots - 1:
@@ -165,25 +149,11 @@ class MAGIC(Method):
         mean = diffused.clamp_(min=0)
         if config.transform == "sqrt":
             mean = mean.square_().log1p_()
-        return Denoised(mean=mean, scale="log1p", history=history)
+        return Block(mean=mean, scale="log1p", history=history)
 
 
 def enough_steps(operator: Tensor, values: Tensor, *, t_max: int) -> tuple[int, list[float]]:
-    """One step more than it takes until a step changes hardly anything but place, size and orientation of the values.
-
-    Parameters
-    ----------
-    operator
-        CSR, shape `(n, n)`.
-    values
-        Dense, shape `(n, n_columns)`; not changed.
-    t_max
-        Largest number of steps.
-
-    Returns
-    -------
-    The number of steps, and the Procrustes disparity of each step taken.
-    """
+    """One step more than it takes until a step changes hardly anything but place, size and orientation of the values."""
     operator, values = operator.double(), values.double()
     disparity: list[float] = []
     while len(disparity) < t_max - 1:

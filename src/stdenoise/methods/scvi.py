@@ -7,18 +7,18 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import pandas as pd
 import torch
 from anndata import AnnData
+from pydantic.dataclasses import dataclass
 from scipy import sparse
 
-from stdenoise._base.checks import check_choice, check_number
+from stdenoise._base.config import STRICT, AtLeastTwo, Count
 from stdenoise.methods._base import Method, MethodInfo, likelihood_arrays
 from stdenoise.spatial.graph import select_rows
-from stdenoise.spatial.results import Denoised
+from stdenoise.spatial.results import Block
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _BLOCK_ROWS = 512
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class SCVIConfig:
     """Hyperparameters of scVI; the defaults are those of scvi-tools.
 
@@ -50,21 +50,12 @@ class SCVIConfig:
         Spots per step (scvi-tools: 128); one fewer, or a few, where a single spot would be left over.
     """
 
-    n_latent: int = 10
-    n_hidden: int = 128
-    n_layers: int = 1
+    n_latent: Count = 10
+    n_hidden: Count = 128
+    n_layers: Count = 1
     gene_likelihood: Literal["zinb", "nb", "poisson"] = "zinb"
-    n_epochs: int | None = None
-    batch_size: int = 128
-
-    def __post_init__(self) -> None:
-        """Refuse values out of range."""
-        for name in ("n_latent", "n_hidden", "n_layers"):
-            check_number(name, getattr(self, name), minimum=1, integer=True)
-        check_choice("gene_likelihood", self.gene_likelihood, ["zinb", "nb", "poisson"])
-        if self.n_epochs is not None:
-            check_number("n_epochs", self.n_epochs, minimum=1, integer=True)
-        check_number("batch_size", self.batch_size, minimum=2, integer=True)
+    n_epochs: Count | None = None
+    batch_size: AtLeastTwo = 128
 
 
 class SCVI(Method):
@@ -106,7 +97,7 @@ class SCVI(Method):
         """Arrays that the result has with this likelihood."""
         return likelihood_arrays(self.config.gene_likelihood)
 
-    def fit(self, spots: Spots, *, seed: int, progress: bool) -> Denoised:
+    def fit(self, spots: Spots, *, seed: int, progress: bool) -> Block:
         """Train the model and return the parameters of its likelihood at the posterior mean of the latent variables.
 
         Raises
@@ -127,7 +118,7 @@ class SCVI(Method):
         mean = torch.zeros(n_spots, n_genes, device=device)
         latent = torch.zeros(n_spots, self.config.n_latent, device=device)
         if len(kept) == 0:
-            return Denoised(mean=mean, scale="counts", latent=latent)
+            return Block(mean=mean, scale="counts", latent=latent)
         # Batch normalisation needs two spots.
         rows = kept if len(kept) > 1 else kept.repeat(2)
         counts = select_rows(spots.counts, rows)
@@ -156,7 +147,7 @@ class SCVI(Method):
         dispersion = None
         if self.config.gene_likelihood != "poisson":
             dispersion = module.px_r.detach().exp().repeat(n_spots, 1)
-        return Denoised(
+        return Block(
             mean=mean,
             scale="counts",
             dispersion=dispersion,

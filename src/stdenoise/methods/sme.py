@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import logging
 import warnings
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import pandas as pd
 import torch
+from pydantic.dataclasses import dataclass
 
-from stdenoise._base.checks import check_choice, check_number
+from stdenoise._base.config import STRICT, AtLeastTwo, Count, Positive, Switch
 from stdenoise._base.random import torch_generator
 from stdenoise.methods._base import Method, MethodInfo
 from stdenoise.spatial.graph import SpatialGraph
 from stdenoise.spatial.neighbors import neighborhoods
-from stdenoise.spatial.results import Denoised
+from stdenoise.spatial.results import Block
 from stdenoise.stats.lowrank import principal_components
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ _N_KEPT, _N_KEPT_PHYSICAL = 3, 6
 _BLOCK_ENTRIES = 1 << 24
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class SMEConfig:
     """Hyperparameters of SME; the defaults are those of the published code.
 
@@ -60,25 +60,11 @@ class SMEConfig:
     weights: Literal[
         "auto", "physical_morphology_expression", "physical_expression", "physical_morphology", "physical"
     ] = "auto"
-    radius: float | Literal["auto"] = "auto"
-    n_neighbors_kept: int | None = None
-    n_components: int = 50
+    radius: Positive | Literal["auto"] = "auto"
+    n_neighbors_kept: Count | None = None
+    n_components: AtLeastTwo = 50
     mode: Literal["normalize", "impute"] = "normalize"
-    clip_negative: bool = True
-
-    def __post_init__(self) -> None:
-        """Refuse values out of range."""
-        check_choice("weights", self.weights, ["auto", *_WEIGHTS])
-        if isinstance(self.radius, str):
-            check_choice("radius", self.radius, ["auto"])
-        else:
-            check_number("radius", self.radius, above=0)
-        if self.n_neighbors_kept is not None:
-            check_number("n_neighbors_kept", self.n_neighbors_kept, minimum=1, integer=True)
-        # A correlation needs two values.
-        check_number("n_components", self.n_components, minimum=2, integer=True)
-        check_choice("mode", self.mode, ["normalize", "impute"])
-        check_choice("clip_negative", self.clip_negative, [True, False])
+    clip_negative: Switch = True
 
 
 class SME(Method):
@@ -88,13 +74,6 @@ class SME(Method):
     ----------
     **params
         Fields of `SMEConfig`.
-
-    Raises
-    ------
-    TypeError
-        A parameter is unknown.
-    ValueError
-        A value is not valid.
 
     References
     ----------
@@ -122,12 +101,12 @@ class SME(Method):
     config_type = SMEConfig
     config: SMEConfig
 
-    def fit(self, spots: Spots, *, seed: int, progress: bool) -> Denoised:
+    def fit(self, spots: Spots, *, seed: int, progress: bool) -> Block:
         """Return the adjusted values."""
         config, generator = self.config, torch_generator(seed)
         parts = config.weights
         if parts == "auto":
-            parts = "physical_expression" if spots.features is None else "physical_morphology_expression"
+            parts = "physical_expression" if not spots.has("features") else "physical_morphology_expression"
         graph, lengths = near_spots(spots, config.radius)
         if parts == "physical":
             weights = lengths.new_ones(graph.n_edges)
@@ -135,7 +114,7 @@ class SME(Method):
         else:
             morphology = expression = None
             if "morphology" in parts:
-                if spots.features is None:
+                if not spots.has("features"):
                     raise ValueError(f"weights={parts!r} needs image features; name their key with features_key=.")
                 morphology = image_components(spots.features, config.n_components, generator)
             if "expression" in parts:
@@ -145,25 +124,11 @@ class SME(Method):
             graph = graph.with_self_loops()
             weights = similarity(graph, morphology, expression, clip_negative=config.clip_negative)
             keep = most_similar(graph, weights, config.n_neighbors_kept or _N_KEPT)
-        return Denoised(mean=adjust(average(graph, weights, keep), spots.lognorm, config.mode), scale="log1p")
+        return Block(mean=adjust(average(graph, weights, keep), spots.lognorm, config.mode), scale="log1p")
 
 
 def near_spots(spots: Spots, radius: float | str) -> tuple[SpatialGraph, Tensor]:
-    """Join every spot to those of its library that are nearer than the radius and have counts.
-
-    Parameters
-    ----------
-    spots
-        Coordinates and libraries.
-    radius
-        As in `SMEConfig`.
-
-    Returns
-    -------
-    The graph without self loops, and the lengths of its edges: with `"auto"` in units of the distance between spots.
-    """
-    if spots.coordinates is None:
-        raise ValueError("sme needs coordinates.")
+    """Join every spot to those of its library that are nearer than the radius and have counts."""
     if isinstance(radius, str):
         coordinates = spots.coordinates / spot_distance(spots.coordinates, spots.libraries)[:, None]
         limit = _AUTO_RADIUS
@@ -186,19 +151,7 @@ def near_spots(spots: Spots, radius: float | str) -> tuple[SpatialGraph, Tensor]
 
 
 def spot_distance(coordinates: Tensor, libraries: Tensor | None) -> Tensor:
-    """Median distance between a place and the nearest other one in the library of each spot; 1 where there is one place only.
-
-    Parameters
-    ----------
-    coordinates
-        Double precision, shape `(n_spots, n_dims)`.
-    libraries
-        Library of each spot; `None` where all are of one.
-
-    Returns
-    -------
-    Shape `(n_spots,)`.
-    """
+    """Median distance between a place and the nearest other one in the library of each spot; 1 where there is one place only."""
     n = len(coordinates)
     codes = torch.zeros(n, dtype=torch.int64, device=coordinates.device) if libraries is None else libraries
     # Coincident spots are one place: their distance of 0 says nothing about the array.
@@ -214,15 +167,6 @@ def image_components(features: Tensor, n_components: int, generator: torch.Gener
     """Centre image features, and take their principal components where there are more than wanted; double precision.
 
     Without the centring, features that are all positive would be alike by their cosine.
-
-    Parameters
-    ----------
-    features
-        Shape `(n_spots, n_features)`.
-    n_components
-        Columns of the result, at most.
-    generator
-        Source of the random start.
     """
     if features.shape[1] > n_components:
         return principal_components(features, min(n_components, len(features)), generator=generator).scores
@@ -233,22 +177,7 @@ def image_components(features: Tensor, n_components: int, generator: torch.Gener
 def similarity(
     graph: SpatialGraph, morphology: Tensor | None, expression: Tensor | None, *, clip_negative: bool
 ) -> Tensor:
-    """Weights of the edges: cosine of the image components, as 0 where negative, times correlation of the expression components.
-
-    Parameters
-    ----------
-    graph
-        With self loops, whose weight is 1.
-    morphology, expression
-        Components, shape `(n_spots, n_components)`; `None` leaves the factor out. A vector without length, or without variation, is
-        similar to no other one.
-    clip_negative
-        Take negative correlations as 0.
-
-    Returns
-    -------
-    Shape `(n_edges,)`, double precision.
-    """
+    """Weights of the edges: cosine of the image components, as 0 where negative, times correlation of the expression components."""
     weights = torch.ones(graph.n_edges, dtype=torch.float64, device=graph.col.device)
     if morphology is not None:
         weights *= _cosine(graph, morphology.double()).clamp_(min=0)
@@ -268,15 +197,7 @@ def _cosine(graph: SpatialGraph, vectors: Tensor) -> Tensor:
 
 
 def rank(graph: SpatialGraph, score: Tensor) -> Tensor:
-    """Count, for each edge, the edges of the same spot with a larger score; equal ones come in the order of their senders.
-
-    Parameters
-    ----------
-    graph
-        The graph.
-    score
-        Shape `(n_edges,)`.
-    """
+    """Count, for each edge, the edges of the same spot with a larger score; equal ones come in the order of their senders."""
     row = graph.row.long()
     order = torch.argsort(score, descending=True, stable=True)
     order = order[torch.argsort(row[order], stable=True)]
@@ -289,15 +210,6 @@ def most_similar(graph: SpatialGraph, weights: Tensor, k: int) -> Tensor:
     """Mark the `k` largest weights of every spot, the spot itself first.
 
     Spots that are too far away have weight 0 and come before negative weights, which remain in small data only.
-
-    Parameters
-    ----------
-    graph
-        With self loops.
-    weights
-        Shape `(n_edges,)`.
-    k
-        Edges to keep per spot.
     """
     row = graph.row.long()
     ranks = rank(graph, torch.where(row == graph.col, torch.inf, weights))
@@ -306,17 +218,7 @@ def most_similar(graph: SpatialGraph, weights: Tensor, k: int) -> Tensor:
 
 
 def average(graph: SpatialGraph, weights: Tensor, keep: Tensor) -> Tensor:
-    """CSR matrix of the kept weights, each divided by their sum over its spot, or 0 where that is not positive.
-
-    Parameters
-    ----------
-    graph
-        The graph.
-    weights
-        Shape `(n_edges,)`.
-    keep
-        Marks edges, shape `(n_edges,)`.
-    """
+    """CSR matrix of the kept weights, each divided by their sum over its spot, or 0 where that is not positive."""
     kept = _subgraph(graph, keep)
     weights = weights[keep]
     total = kept.row_sum(weights)[kept.row.long()]
@@ -331,21 +233,7 @@ def _subgraph(graph: SpatialGraph, keep: Tensor) -> SpatialGraph:
 
 
 def adjust(matrix: Tensor, values: Tensor, mode: str) -> Tensor:
-    """Bring expression nearer to the average over similar spots.
-
-    Parameters
-    ----------
-    matrix
-        Weights from `average`, shape `(n_spots, n_spots)`.
-    values
-        Expression, CSR, shape `(n_spots, n_genes)`.
-    mode
-        As in `SMEConfig`. An average of exactly 0 counts as missing.
-
-    Returns
-    -------
-    Dense, shape `(n_spots, n_genes)`.
-    """
+    """Bring expression nearer to the average over similar spots."""
     adjusted = values.to_dense()
     matrix = matrix.to(adjusted.dtype)
     # A block of genes at a time: no second dense copy of the values.

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import numpy as np
 import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 from scipy import sparse
 from tqdm import tqdm
 
-from stdenoise._base.checks import check_choice, check_number
+from stdenoise._base.config import STRICT, Count, NonNegative, NonNegativeInt, Positive, Switch
 from stdenoise._base.random import torch_generator
 from stdenoise.methods._base import Method, MethodInfo
 from stdenoise.spatial.graph import to_csr_tensor, transpose_csr
 from stdenoise.spatial.neighbors import neighborhoods
-from stdenoise.spatial.results import Denoised
+from stdenoise.spatial.results import Block
 from stdenoise.stats.lowrank import principal_components
 from stdenoise.stats.solve import conjugate_gradients
 
@@ -36,7 +37,7 @@ _LR, _N_EPOCHS, _LEAST_DECREASE, _MOST_INCREASES = 1e-3, 1000, 1e-5, 10
 _BLOCK_ENTRIES = 2**24
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class SmootherConfig:
     """Hyperparameters of Smoother; code and documentation below are those of the original.
 
@@ -65,27 +66,14 @@ class SmootherConfig:
         of it.
     """
 
-    k: int = 6
+    k: Count = 6
     prior: Literal["icar", "car", "sar", "isar"] = "icar"
-    rho: float = 0.99
-    strength: float = 1.0
-    center: bool = True
+    rho: Annotated[Positive, Field(le=1)] = 0.99
+    strength: NonNegative = 1.0
+    center: Switch = True
     scale_by: Literal["expression", "features"] | None = None
-    n_components: int = 10
+    n_components: NonNegativeInt = 10
     compat: Literal["exact", "reference"] = "exact"
-
-    def __post_init__(self) -> None:
-        """Refuse values out of range."""
-        check_number("k", self.k, minimum=1, integer=True)
-        check_choice("prior", self.prior, ["icar", "car", "sar", "isar"])
-        check_number("rho", self.rho, above=0)
-        if self.rho > 1:
-            raise ValueError(f"rho must be a number > 0 and <= 1, not {self.rho!r}.")
-        check_number("strength", self.strength, minimum=0)
-        check_choice("center", self.center, [True, False])
-        check_choice("scale_by", self.scale_by, [None, "expression", "features"])
-        check_number("n_components", self.n_components, minimum=0, integer=True)
-        check_choice("compat", self.compat, ["exact", "reference"])
 
 
 class Smoother(Method):
@@ -95,13 +83,6 @@ class Smoother(Method):
     ----------
     **params
         Fields of `SmootherConfig`.
-
-    Raises
-    ------
-    TypeError
-        A parameter is unknown.
-    ValueError
-        A value is not valid.
 
     References
     ----------
@@ -128,10 +109,8 @@ class Smoother(Method):
     config_type = SmootherConfig
     config: SmootherConfig
 
-    def fit(self, spots: Spots, *, seed: int, progress: bool) -> Denoised:
+    def fit(self, spots: Spots, *, seed: int, progress: bool) -> Block:
         """Return the minimiser of the distance to the data plus the weighted roughness."""
-        if spots.coordinates is None:
-            raise ValueError("smoother needs coordinates.")
         config = self.config
         weights = edge_weights(spots, config, generator=torch_generator(seed))
         prior = config.strength * precision(weights, config.prior, config.rho)
@@ -160,23 +139,11 @@ class Smoother(Method):
         if means is not None:
             values += means[0][means[1]]
         # Only sar and isar can undershoot, beyond rounding; the scale has no negative values.
-        return Denoised(mean=values.clamp_(min=0), scale="log1p", history=history)
+        return Block(mean=values.clamp_(min=0), scale="log1p", history=history)
 
 
 def edge_weights(spots: Spots, config: SmootherConfig, *, generator: torch.Generator) -> sparse.csr_matrix:
-    """Symmetric weights of the mutual nearest neighbours; a spot without any gets a loop of weight 1.
-
-    Parameters
-    ----------
-    spots
-        Coordinates, libraries, and what `scale_by` compares.
-    config
-        Hyperparameters.
-    generator
-        Source of the random start of the principal components.
-    """
-    if spots.coordinates is None:
-        raise ValueError("smoother needs coordinates.")
+    """Symmetric weights of the mutual nearest neighbours; a spot without any gets a loop of weight 1."""
     graph, _ = neighborhoods(spots.coordinates, spots.libraries, k=config.k)
     directed = sparse.csr_matrix(graph.to_scipy(), dtype=np.float64)
     weights = sparse.csr_matrix(directed.multiply(directed.T))
@@ -195,18 +162,7 @@ def edge_weights(spots: Spots, config: SmootherConfig, *, generator: torch.Gener
 
 
 def precision(weights: sparse.csr_matrix, prior: str, rho: float) -> sparse.csr_matrix:
-    """Precision matrix of the field, up to its scale.
-
-    Parameters
-    ----------
-    weights
-        Symmetric, shape `(n_spots, n_spots)`, without empty rows.
-    prior
-        With weights W, their row sums D and R = D⁻¹W: `"icar"` D - rho W; `"car"` I - rho W; `"sar"` (I - rho W)'(I - rho W);
-        `"isar"` (I - rho R)'(I - rho R).
-    rho
-        Autocorrelation.
-    """
+    """Precision matrix of the field, up to its scale."""
     degree = np.asarray(weights.sum(axis=1)).ravel()
     if prior == "icar":
         return sparse.csr_matrix(sparse.diags(degree) - rho * weights)
@@ -225,7 +181,7 @@ def _similarity(
         norm = values.norm(dim=1, keepdim=True)
         values = values / torch.where(norm > 0, norm, 1.0)
     else:
-        if spots.features is None:
+        if not spots.has("features"):
             raise ValueError("scale_by='features' needs image features; name their key with features_key=.")
         values = _components(spots.features, config.n_components, generator)
         largest = values.abs().max()

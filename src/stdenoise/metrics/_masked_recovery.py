@@ -19,6 +19,7 @@ from stdenoise._io.section import open_section
 from stdenoise.methods._registry import inputs_of, make_method
 from stdenoise.methods._trial import Trial, check_fraction
 from stdenoise.spatial.normalize import lognorm
+from stdenoise.spatial.results import row_blocks
 from stdenoise.stats.masking import draw_mask, masked_scores
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
     from stdenoise.methods import Method
     from stdenoise.spatial.graph import SpatialGraph
+    from stdenoise.spatial.results import Block
 
 _MIN_MASKED = 10
 """A gene needs so many masked entries for a correlation of its own."""
@@ -140,15 +142,14 @@ def masked_recovery(
         row, col = draw_mask(truth, share, entries, np.random.default_rng(run_seed))
         left = _without(trial.counts, row, columns[col])
         result = trial.with_counts(left).fit(denoiser, seed=run_seed, progress=False)
-        values = result.mean.cpu().numpy()
         normal = lognorm(trial.modelled(left))
         predictions = {
-            denoiser.label: (values if result.scale == "log1p" else lognorm(values))[row, col],
+            denoiser.label: _at_entries(result, row, col),
             "zeros": np.zeros(len(row)),
             "mean of positives": _positive_mean(normal)[col],
         }
-        if trial.context.graph is not None:
-            predictions["mean of neighbours"] = _neighbour_mean(normal, trial.context.graph, row, col)
+        if trial.tissue.has("graph"):
+            predictions["mean of neighbours"] = _neighbour_mean(normal, trial.tissue.graph, row, col)
         actual = np.asarray(lognorm(truth)[row, col]).ravel()
         for name, predicted in predictions.items():
             scores = masked_scores(predicted, actual, col, min_masked=_MIN_MASKED)
@@ -163,6 +164,17 @@ def _without(counts: sparse.csr_matrix, row: np.ndarray, col: np.ndarray) -> spa
     left = counts - counts.multiply(masked).tocsr()
     left.eliminate_zeros()
     return left
+
+
+def _at_entries(result: Block, row: np.ndarray, col: np.ndarray) -> np.ndarray:
+    """Log-normalised values of a result at some entries, in order of their rows."""
+    found = []
+    for rows, block in row_blocks(result.mean):
+        values = block.cpu().numpy()
+        here = slice(*np.searchsorted(row, [rows.start, rows.stop]))
+        normal = values if result.scale == "log1p" else lognorm(values)
+        found.append(normal[row[here] - rows.start, col[here]])
+    return np.concatenate(found)
 
 
 def _positive_mean(values: sparse.csr_matrix) -> np.ndarray:

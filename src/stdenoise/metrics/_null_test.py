@@ -25,9 +25,9 @@ from stdenoise.stats.nulls import permute_spots, redraw
 
 if TYPE_CHECKING:
     from scipy import sparse
-    from torch import Tensor
 
     from stdenoise.methods import Method
+    from stdenoise.spatial.results import Array
 
 
 def null_test(
@@ -132,7 +132,7 @@ def null_test(
     )
     trial = Trial.of(section, [denoiser], on)
     rng = np.random.default_rng([seed, 1])
-    codes = trial.context.libraries
+    codes = trial.tissue.libraries
     libraries = np.zeros(adata.n_obs, dtype=np.int64) if codes is None else codes.cpu().numpy()
     order = permute_spots(libraries, rng)
     rest, held = trial.thinned(fraction, seed)
@@ -147,7 +147,7 @@ def null_test(
     total = len(runs) + uses_graph
     with tqdm(total=total, desc="null test", unit="fit", disable=not settings.show_progress(progress)) as bar:
 
-        def expected(tissue: Trial, by: Method) -> Tensor:
+        def expected(tissue: Trial, by: Method) -> Array:
             return tissue.expected(tissue.fit(by, seed=seed, progress=False))
 
         no_graph = np.nan
@@ -166,16 +166,14 @@ def null_test(
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("run")
 
 
-def _structure(section: Trial, values: Tensor, device: str) -> dict[str, float]:
+def _structure(section: Trial, values: Array, device: str) -> dict[str, float]:
     """Score the structure of a result against that of the counts it came from."""
     counts: sparse.csr_matrix = section.modelled(section.counts)
-    graph = section.context.graph
-    if graph is None:
-        raise ValueError("null_test needs a spatial graph.")
+    graph = section.tissue.graph
     adata = AnnData(
         counts,
         var=pd.DataFrame(index=section.modelled_genes),
-        layers={"after": values.cpu().numpy()},
+        layers={"after": values[:].cpu().numpy()},
         obsp={GraphKeys("spatial").connectivities: graph.to_scipy()},
     )
     smooth = smoothing(adata, "after", device=device)

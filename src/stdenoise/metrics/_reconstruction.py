@@ -17,14 +17,15 @@ from stdenoise._base.device import resolve_device
 from stdenoise._io.expression import Expression, read_expression
 from stdenoise._io.read import check_anndata, find_spatial_key, read_coordinates
 from stdenoise.metrics._scaled import BLOCK_ENTRIES, gene_positions, scaled
+from stdenoise.spatial.lattice import find_lattice
 from stdenoise.spatial.normalize import Matrix, gene_blocks
 from stdenoise.stats.correlation import pearson
-from stdenoise.stats.reconstruction import cosine, find_grid, ssim
+from stdenoise.stats.reconstruction import cosine, ssim
 
 if TYPE_CHECKING:
     from scipy.sparse import sparray, spmatrix
 
-    from stdenoise.stats.reconstruction import Grid
+    from stdenoise.spatial.lattice import Lattice
 
 
 def reconstruction(
@@ -125,14 +126,14 @@ def reconstruction(
     coordinates = _read_coordinates_if_any(adata, spatial_key)
 
     on = resolve_device(device)
-    grid = None if coordinates is None else find_grid(coordinates, device=on)
+    lattice = None if coordinates is None else find_lattice(coordinates, device=on)
     sides = [scaled(predicted, scale), scaled(target, scale)]
     if scale == "log1p" and target.scale == "counts":
         sides += [_match_totals(predicted, target.values), target.values]
     if genes is not None:
         sides = [side[:, positions] for side in sides]
 
-    of_genes, ssim_of_spots = _score_genes(sides, groups, grid, on)
+    of_genes, ssim_of_spots = _score_genes(sides, groups, lattice, on)
     tables = {
         name: pd.DataFrame(scores, index=predicted.genes[positions].rename("gene")) for name, scores in of_genes.items()
     }
@@ -219,11 +220,11 @@ def _match_totals(predicted: Expression, truth: Matrix) -> Matrix:
 
 
 def _score_genes(
-    sides: list[Matrix], groups: dict[str, np.ndarray], grid: Grid | None, device: torch.device
+    sides: list[Matrix], groups: dict[str, np.ndarray], lattice: Lattice | None, device: torch.device
 ) -> tuple[dict[str, dict[str, np.ndarray]], np.ndarray]:
     """Scores of each gene per group of spots, and the structural similarity of each spot."""
     n_spots, n_genes = sides[0].shape
-    n_cells = n_spots if grid is None else grid.shape[0] * grid.shape[1]
+    n_cells = n_spots if lattice is None else lattice.shape[0] * lattice.shape[1]
     size = BLOCK_ENTRIES * n_spots // n_cells
     inside = {name: torch.from_numpy(spots).to(device) for name, spots in groups.items()}
     columns = ["mse", "rmse", "pearson", "ssim", "mse_counts"]
@@ -233,7 +234,7 @@ def _score_genes(
         *(gene_blocks(side, block_entries=size, device=device, dtype=torch.float64) for side in sides), strict=True
     ):
         block, values = parts[0][0], [part for _, part in parts]
-        maps = None if grid is None else ssim(values[0], values[1], grid)
+        maps = None if lattice is None else ssim(values[0], values[1], lattice)
         if maps is not None:
             similarity += maps.nansum(1)
             n_defined += int(maps[0].isfinite().sum())

@@ -12,6 +12,7 @@ from stdenoise._base import keys as _keys
 from stdenoise._base.checks import lookup, near_match
 from stdenoise._io.read import read_coordinates
 from stdenoise._io.write import read_denoised
+from stdenoise.spatial.normalize import lognorm
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -80,10 +81,10 @@ def compare(
     used = record["layer"] if layer is None else layer
     source = adata.X if used == "X" else lookup(adata.layers, used, where="adata.layers")
     columns = adata.var_names.get_indexer(result.var_names)
-    raw = source[:, columns]
+    raw, positions = source[:, columns], result.var_names.get_indexer(genes)
     panels = {
-        "raw": _columns(raw, result.var_names.get_indexer(genes), normalize),
-        key: _columns(result.X, result.var_names.get_indexer(genes), normalize and record["scale"] == "counts"),
+        "raw": _columns(raw, positions, normalize),
+        key: _columns(result.X, positions, normalize and record["scale"] == "counts"),
     }
 
     height = 3.2 * np.clip(np.ptp(xy[:, 1]) / max(np.ptp(xy[:, 0]), 1e-12), 0.5, 2)
@@ -105,9 +106,7 @@ def compare(
 
 def _columns(matrix: Any, positions: np.ndarray, normalize: bool) -> np.ndarray:
     """Take columns of a dense or sparse matrix, as `log1p` of counts per 10 000 if asked for."""
-    chosen = matrix[:, positions]
-    values = np.asarray(chosen.toarray() if sparse.issparse(chosen) else chosen, dtype=np.float64)
-    if not normalize:
-        return values
-    total = np.asarray(matrix.sum(axis=1), dtype=np.float64).reshape(-1, 1)
-    return np.log1p(1e4 * values / np.where(total > 0, total, 1.0))
+    if sparse.issparse(matrix):
+        matrix = sparse.csr_matrix(matrix)
+    chosen = (lognorm(matrix) if normalize else matrix)[:, positions]
+    return np.asarray(chosen.toarray() if sparse.issparse(chosen) else chosen, dtype=np.float64)

@@ -99,6 +99,8 @@ def neighborhoods(
 ) -> tuple[SpatialGraph, Tensor]:
     """Join every spot to the spots around it in its library; coincident spots are neighbours at distance 0.
 
+    So it is in the published methods that use this; the graph of `stdenoise.spatial.radius` joins no coincident spots, as in those that use that one.
+
     Parameters
     ----------
     coordinates

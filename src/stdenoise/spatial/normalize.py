@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, overload
 
 import numpy as np
 import torch
@@ -20,24 +20,31 @@ Matrix: TypeAlias = Any
 """A numpy array or a scipy CSR matrix; scipy ships no types."""
 
 
-def log_normalize(counts: Tensor) -> Tensor:
-    """`log1p` of counts scaled to 10 000 per spot, CSR of the same pattern; computed in double precision."""
+def depth_normalized(counts: Tensor) -> Tensor:
+    """Counts scaled to 10 000 per spot, CSR of the same pattern, double precision."""
     values = counts.values().double()
     factor = TARGET_SUM / row_sum(with_values(counts, values))
-    values = values * factor.repeat_interleave(counts.crow_indices().diff())
-    return with_values(counts, values.log1p_().to(counts.dtype))
+    return with_values(counts, values * factor.repeat_interleave(counts.crow_indices().diff()))
 
 
-def lognorm(counts: Matrix, *, target_sum: float = TARGET_SUM) -> Matrix:
+@overload
+def lognorm(counts: Tensor) -> Tensor: ...
+@overload
+def lognorm(counts: Matrix, *, target_sum: float = ...) -> Matrix: ...
+def lognorm(counts: Any, *, target_sum: float = TARGET_SUM) -> Any:
     """`log1p` of counts scaled to `target_sum` per spot; sparse stays sparse, an empty spot stays empty.
 
     Parameters
     ----------
     counts
-        Raw or expected counts, dense or CSR, shape `(n_spots, n_genes)`; not changed.
+        Raw or expected counts, dense or CSR, shape `(n_spots, n_genes)`; not changed. Of a CSR tensor, which is scaled to 10 000, the
+        result has the same precision, though it is computed in double precision.
     target_sum
         Total of every spot after scaling.
     """
+    if isinstance(counts, Tensor):
+        scaled = depth_normalized(counts)
+        return with_values(counts, scaled.values().log1p_().to(counts.dtype))
     total = np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()
     factor = target_sum / np.where(total > 0, total, 1.0)
     if sparse.issparse(counts):

@@ -5,18 +5,21 @@ from __future__ import annotations
 import logging
 
 import numpy as np
+import torch
 from scipy import sparse
-from sklearn.decomposition import PCA
 
 from stdenoise._base.checks import check_choice, check_number
+from stdenoise._base.random import torch_generator
+from stdenoise.spatial.graph import share_csr_tensor
 from stdenoise.spatial.normalize import Matrix
+from stdenoise.stats import lowrank
 from stdenoise.stats import mclust as _mclust
 from stdenoise.stats.mixture import Mixture, fit_mixture
 
 logger = logging.getLogger("stdenoise")
 
 PCA_SEED = 42
-"""Of the first vector of the solver, which is exact: the seed leaves no trace above rounding."""
+"""Of the first vectors of the solver: the seed leaves no trace above rounding."""
 
 
 _CONSTANT = 1e-6
@@ -58,12 +61,8 @@ def principal_components(values: Matrix, *, n_components: int) -> np.ndarray:
         raise ValueError(
             f"n_components={n_components} is not valid for {n_spots} spots x {n_genes} genes; choose at most {most}."
         )
-    if n_components < n_genes:
-        pca = PCA(n_components, svd_solver="arpack", random_state=PCA_SEED)
-        return np.asarray(pca.fit_transform(values), dtype=np.float64)
-    # As many components as genes, so few genes: the iterative solver cannot, and a dense matrix is no larger than the result.
-    dense = values.toarray() if sparse.issparse(values) else values
-    return np.asarray(PCA(n_components, svd_solver="full").fit_transform(dense), dtype=np.float64)
+    matrix = share_csr_tensor(values) if sparse.issparse(values) else torch.from_numpy(np.ascontiguousarray(values))
+    return lowrank.principal_components(matrix, n_components, generator=torch_generator(PCA_SEED)).scores.numpy()
 
 
 def fit(points: np.ndarray, n_clusters: int, *, backend: str, seed: int) -> Mixture:

@@ -9,6 +9,8 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
+from stdenoise.spatial.results import Array
+
 FLOOR = 1e-3
 """Expected counts are raised to this share of what the gene's mean predicts: no finite loss forgives a 0 that is wrong."""
 
@@ -92,9 +94,11 @@ def moment_dispersion(counts: sparse.csr_matrix, depth: np.ndarray, profile: np.
 
 
 def count_deviance(
-    expected: Tensor,
+    expected: Array,
     observed: sparse.csr_matrix,
     *,
+    spots: np.ndarray,
+    odds: float,
     depth: np.ndarray,
     profile: np.ndarray,
     dispersion: np.ndarray,
@@ -107,9 +111,13 @@ def count_deviance(
     Parameters
     ----------
     expected
-        Expected counts `m`, shape `(n_spots, n_genes)`.
+        Expected counts of all spots at the depth of the molecules that were kept; `m` is this times the odds.
     observed
-        Counts `y`, same shape.
+        Counts `y` of the scored spots, shape `(n_spots, n_genes)`.
+    spots
+        Which spots those are, shape `(n_spots,)`.
+    odds
+        Held-out molecules for each that was kept.
     depth, profile
         The prediction without structure, which sets the floor on `m`.
     dispersion
@@ -119,6 +127,7 @@ def count_deviance(
     """
     n_spots, n_genes = observed.shape
     device = expected.device
+    positions = torch.from_numpy(spots).to(device)
     profile_t = torch.tensor(profile, dtype=torch.float64, device=device)
     theta = torch.tensor(dispersion, dtype=torch.float64, device=device)
     poisson = negative_binomial = 0.0
@@ -127,7 +136,7 @@ def count_deviance(
     for start in range(0, n_spots, height):
         rows = slice(start, min(start + height, n_spots))
         floor = FLOOR * torch.tensor(depth[rows], dtype=torch.float64, device=device)[:, None] * profile_t
-        given = expected[rows].double()
+        given = (expected[positions[rows]] * odds).double()
         floored += int((given < floor).sum())
         m = torch.maximum(given, floor)
         y = torch.tensor(observed[rows].toarray(), dtype=torch.float64, device=device)

@@ -14,34 +14,7 @@ _BLOCK = 1 << 20
 
 
 def adaptive_kernel(points: Tensor, *, knn: int, knn_max: int, decay: float | None, thresh: float) -> Tensor:
-    """Similarity of each point to its nearest others: `exp(-(distance / bandwidth) ** decay)`, made symmetric.
-
-    Parameters
-    ----------
-    points
-        Finite values, shape `(n_points, n_dims)`.
-    knn
-        The bandwidth of a point is the distance to its `knn`-th nearest other point.
-    knn_max
-        Number of nearest others that a point looks at. This and `knn` are at most the number of other points; larger
-        values stand for that.
-    decay
-        How steeply the similarity falls; `None` for a similarity of 1 to the `knn` nearest others.
-    thresh
-        Smaller similarities become 0.
-
-    Returns
-    -------
-    CSR, double precision, shape `(n_points, n_points)`: the mean of the similarities in both directions; 1 on the diagonal.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from stdenoise.stats.diffusion import adaptive_kernel
-    >>> points = torch.tensor([[0.0], [1.0], [3.0]])
-    >>> adaptive_kernel(points, knn=1, knn_max=2, decay=None, thresh=0).to_dense().tolist()
-    [[1.0, 1.0, 0.0], [1.0, 1.0, 0.5], [0.0, 0.5, 1.0]]
-    """
+    """Similarity of each point to its nearest others: `exp(-(distance / bandwidth) ** decay)`, made symmetric."""
     n_points = len(points)
     index, distance = nearest_neighbors(points.double(), min(knn if decay is None else knn_max, n_points - 1))
     if decay is None:
@@ -60,25 +33,7 @@ def adaptive_kernel(points: Tensor, *, knn: int, knn_max: int, decay: float | No
 
 
 def diffusion_operator(points: Tensor, *, knn: int, knn_max: int, decay: float | None, thresh: float) -> Tensor:
-    """Chances of the steps of a random walk along the adaptive kernel.
-
-    Parameters
-    ----------
-    points, knn, knn_max, decay, thresh
-        As in `adaptive_kernel`.
-
-    Returns
-    -------
-    CSR, double precision, shape `(n_points, n_points)`; every row sums to 1.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from stdenoise.stats.diffusion import diffusion_operator
-    >>> points = torch.tensor([[0.0], [1.0], [3.0]])
-    >>> diffusion_operator(points, knn=1, knn_max=2, decay=None, thresh=0).to_dense()[1].tolist()
-    [0.4, 0.4, 0.2]
-    """
+    """Chances of the steps of a random walk along the adaptive kernel."""
     kernel = adaptive_kernel(points, knn=knn, knn_max=knn_max, decay=decay, thresh=thresh)
     crow, col = kernel.crow_indices(), kernel.col_indices()
     if len(col) < torch.iinfo(torch.int32).max:
@@ -93,31 +48,6 @@ def diffuse_(
     """Replace values by their expectation after some steps of the walk, a block of columns at a time.
 
     The operator is applied again and again: its powers, which fill up, are never formed.
-
-    Parameters
-    ----------
-    operator
-        CSR, from `diffusion_operator`.
-    values
-        Dense, shape `(n_points, n_columns)`; overwritten.
-    n_steps
-        Number of steps.
-    progress
-        Show a progress bar on standard error.
-    label
-        What the bar is called.
-
-    Returns
-    -------
-    The values.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from stdenoise.stats.diffusion import diffuse_
-    >>> walk = torch.tensor([[0.5, 0.5], [0.0, 1.0]]).to_sparse_csr()
-    >>> diffuse_(walk, torch.tensor([[8.0], [0.0]]), 3).tolist()
-    [[1.0], [0.0]]
     """
     operator = operator.to(values.dtype)
     columns = values.split(max(1, _BLOCK // max(len(values), 1)), dim=1)

@@ -1,13 +1,12 @@
-"""How close an estimate is to the truth: errors, cosine similarity and structural similarity on grids."""
+"""How close an estimate is to the truth: errors, cosine similarity and structural similarity on lattices."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import conv2d
+
+from stdenoise.spatial.lattice import Lattice
 
 _SIGMA, _REACH = 1.5, 5
 """The window of the structural similarity: a Gaussian in cells, cut at 3.5 standard deviations."""
@@ -21,62 +20,7 @@ def cosine(left: Tensor, right: Tensor) -> Tensor:
     return (left * right).sum(0) / (left.square().sum(0).sqrt() * right.square().sum(0).sqrt())
 
 
-@dataclass(frozen=True)
-class Grid:
-    """Spots as cells of a rectangular grid.
-
-    Parameters
-    ----------
-    cell
-        Position of each spot among the cells, row by row, shape `(n_spots,)`.
-    shape
-        Rows and columns.
-    """
-
-    cell: Tensor
-    shape: tuple[int, int]
-
-
-def find_grid(coordinates: np.ndarray, *, device: torch.device | str = "cpu") -> Grid | None:
-    """Find the rectangular grid that the spots lie on; `None` where they lie on none.
-
-    The grid is parallel to the axes, its steps are the smallest gaps between coordinates, every spot lies within 5 % of a
-    step of a cell of its own, a tenth of the cells is taken, and spots have two neighbours in rows and columns on average.
-    A hexagonal array has none there.
-
-    Parameters
-    ----------
-    coordinates
-        Shape `(n_spots, 2)`; other shapes have no grid.
-    device
-        Of the grid.
-    """
-    n_spots, n_dimensions = coordinates.shape
-    if n_dimensions != 2 or n_spots < 4:
-        return None
-    index = []
-    for values in coordinates.T:
-        gaps = np.diff(np.sort(values))
-        gaps = gaps[gaps > 1e-6 * np.ptp(values)]
-        if len(gaps) == 0:
-            return None
-        exact = (values - values.min()) / gaps.min()
-        index.append(np.rint(exact).astype(np.int64))
-        if np.abs(exact - index[-1]).max() > 0.05:
-            return None
-    column, row = index
-    height, width = int(row.max()) + 1, int(column.max()) + 1
-    if height * width > 10 * n_spots:
-        return None
-    taken = np.zeros((height, width), dtype=bool)
-    taken[row, column] = True
-    n_pairs = (taken[1:] & taken[:-1]).sum() + (taken[:, 1:] & taken[:, :-1]).sum()
-    if taken.sum() < n_spots or n_pairs < n_spots:
-        return None
-    return Grid(torch.from_numpy(row * width + column).to(device), (height, width))
-
-
-def ssim(predicted: Tensor, truth: Tensor, grid: Grid) -> Tensor:
+def ssim(predicted: Tensor, truth: Tensor, lattice: Lattice) -> Tensor:
     """Structural similarity around every spot, shape `(n_spots, n_genes)`; NaN for genes whose truth is constant.
 
     A Gaussian window of standard deviation 1.5 cells, over the cells that hold a spot; the range of each gene is that of
@@ -86,13 +30,13 @@ def ssim(predicted: Tensor, truth: Tensor, grid: Grid) -> Tensor:
     ----------
     predicted, truth
         float64, shape `(n_spots, n_genes)`.
-    grid
+    lattice
         Where the spots lie.
     """
-    weight = _blur(predicted.new_ones(len(predicted), 1), grid)
+    weight = _blur(predicted.new_ones(len(predicted), 1), lattice)
 
     def local_mean(values: Tensor) -> Tensor:
-        return _blur(values, grid) / weight
+        return _blur(values, lattice) / weight
 
     p, t = local_mean(predicted), local_mean(truth)
     variances = local_mean(predicted.square()) - p.square() + local_mean(truth.square()) - t.square()
@@ -103,14 +47,14 @@ def ssim(predicted: Tensor, truth: Tensor, grid: Grid) -> Tensor:
     return similarity.masked_fill(extent <= 1e-6 * truth.abs().amax(0), torch.nan)
 
 
-def _blur(values: Tensor, grid: Grid) -> Tensor:
+def _blur(values: Tensor, lattice: Lattice) -> Tensor:
     """Gaussian-weighted sum of the values around each spot; empty cells add nothing."""
-    height, width = grid.shape
+    height, width = lattice.shape
     image = values.new_zeros(values.shape[1], height * width)
-    image[:, grid.cell] = values.T
+    image[:, lattice.cell] = values.T
     offsets = torch.arange(-_REACH, _REACH + 1, dtype=values.dtype, device=values.device)
     kernel = torch.exp(-0.5 * (offsets / _SIGMA).square())
     kernel = kernel / kernel.sum()
     blurred = conv2d(image.view(-1, 1, height, width), kernel.view(1, 1, -1, 1), padding=(_REACH, 0))
     blurred = conv2d(blurred, kernel.view(1, 1, 1, -1), padding=(0, _REACH))
-    return blurred.view(-1, height * width)[:, grid.cell].T
+    return blurred.view(-1, height * width)[:, lattice.cell].T

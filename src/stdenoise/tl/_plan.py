@@ -1,4 +1,4 @@
-"""How a network is run within a given memory, decided before work starts."""
+"""How a method that works in patches is run within a given memory, decided before work starts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 
 from stdenoise._base.memory import free_gb
-from stdenoise.methods._network import Network, Trained
+from stdenoise.methods._base import Method
+from stdenoise.methods._network import Network
 
 logger = logging.getLogger("stdenoise")
 
@@ -22,8 +23,8 @@ _DEFAULT_SHARE = 0.6
 _BASE_GB = 0.5
 # Below the first a patch is nothing but halo; rather than below the second, counts and results stay on disk.
 _LEAST_SPOTS, _FEW_SPOTS = 64, 1024
-# Spots of a compact patch with its halo, over those without it, at the least patch and far above it.
-_HALO = 4.0
+_RADIUS = 4.0
+"""Of the least patch, in hops: with a halo of so many it has four times the spots."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class Plan:
 
 
 def make_plan(
-    denoiser: Network | Trained,
+    denoiser: Method,
     size: Size,
     *,
     n_arrays: int,
@@ -121,7 +122,9 @@ def make_plan(
     resident = {"process": _BASE_GB, "spots": around}
     # The reader of an in-memory section holds its own copy of the counts.
     loaded = {**resident, "counts": 2 * counts, "results": results}
-    least = {"work": per_spot * min(size.n_spots, _LEAST_SPOTS * _HALO)}
+    # Spots of a compact patch with its halo, over those without it, at the least patch and far above it.
+    halo = (1 + denoiser.n_hops / _RADIUS) ** 2
+    least = {"work": per_spot * min(size.n_spots, _LEAST_SPOTS * halo)}
     short, limit, place = {**loaded, **network, **least}, host, "cpu"
     for streamed in (False, True):
         if (streamed and not may_stream) or (not streamed and must_stream):
@@ -140,10 +143,10 @@ def make_plan(
         if at_hand >= per_spot * size.n_spots:
             return _chosen(None, streamed, data_device, {**parts, "work": per_spot * size.n_spots}, budget)
         # Compact patches: with each spot less, the halo weighs more.
-        most = int(at_hand / per_spot / _HALO) if per_spot else 0
+        most = int(at_hand / per_spot / halo) if per_spot else 0
         if most >= (_FEW_SPOTS if may_stream and not streamed else _LEAST_SPOTS):
             most = min(most, size.n_spots)
-            return _chosen(most, streamed, data_device, {**parts, "work": per_spot * most * _HALO}, budget)
+            return _chosen(most, streamed, data_device, {**parts, "work": per_spot * most * halo}, budget)
         short, limit, place = {**parts, **least}, budget, str(device)
     more = "more memory, or " if place == str(device) else ""
     advice = "" if may_stream or place != "cpu" else " With out= and a .zarr path, counts and results stay on disk."

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from stdenoise._base import keys as _keys
 from stdenoise._base.compute import Checkpoint, Compute
@@ -108,7 +108,7 @@ def train(
     data = as_path(adata)
     check_seed(seed)
     network, on = configured(method, params), resolve_device(device)
-    if not isinstance(network, Network):
+    if "model" not in network.info.runs:
         names = [name for name, cls in registered().items() if "model" in cls.info.runs]
         raise TypeError(f"{network.info.name} trains no network that can be kept; methods that do: {names}.")
     compute, saving = check_compute(compute, checkpoint, network)
@@ -137,4 +137,5 @@ def train(
             scratch=Path(folder) / "counts",
         )
         with running as run:
-            return Trained(network, network.trained(spots_of(section, run), run))
+            trains = cast(Network, network)
+            return Trained(trains, trains.trained(spots_of(section, run), run))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import pickle
 import signal
 import threading
@@ -19,7 +18,7 @@ from typing import Any
 import torch
 
 from stdenoise._base.device import started_by_launcher
-from stdenoise._base.paths import check_replaceable, target_of
+from stdenoise._base.files import replacing
 
 logger = logging.getLogger("stdenoise")
 
@@ -41,23 +40,16 @@ def save_tensors(path: Path, kind: str, content: Mapping[str, Any]) -> None:
     content
         By name.
     """
-    check_replaceable(path, kind)
-    path = target_of(path)
-    # Beside the target, since a rename must not cross file systems; with the process in it, since several may save at a time.
-    fresh = path.with_name(f".{path.name}-{os.getpid()}")
     try:
-        with fresh.open("wb") as file:
+        with replacing(path, kind) as fresh, fresh.open("wb") as file:
             torch.save({"stdenoise": kind, "format": _FORMAT, "content": dict(content)}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        fresh.replace(path)
+    except FileExistsError:
+        raise
     except OSError as error:
         raise OSError(error.errno, f"cannot write the {kind} {str(path)!r}: {error.strerror}") from error
     except RuntimeError as error:
         # How torch reports a write that failed.
         raise OSError(f"cannot write the {kind} {str(path)!r}: {error}") from error
-    finally:
-        fresh.unlink(missing_ok=True)
 
 
 def load_tensors(path: Path, kind: str) -> dict[str, Any]:

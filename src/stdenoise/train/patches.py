@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -92,16 +93,19 @@ class Patches:
         self.max_spots = min(max_spots or self.n_spots, self.n_spots)
         self.rank, self.world = share
         self._n_hops = n_hops
-        self._tiler = Tiler(spots.graph, n_hops) if n_hops and spots.graph is not None else None
+        self._tiler = Tiler(spots.graph, n_hops) if n_hops else None
         self._held_out: HeldOut | None = None
         self._libraries = None if spots.libraries is None else spots.libraries.cpu().numpy()
         self._nonempty = spots.nonempty.cpu().numpy()
-        if spots.coordinates is not None:
-            self._coordinates = spots.coordinates.cpu().numpy()
-        elif spots.graph is not None:
-            self._coordinates = order_by_graph(spots.graph)
-        else:
-            self._coordinates = np.arange(self.n_spots, dtype=np.float64)[:, None]
+
+    @cached_property
+    def _coordinates(self) -> np.ndarray:
+        """Where the spots are, or an order that keeps neighbours together."""
+        if self.spots.has("coordinates"):
+            return self.spots.coordinates.cpu().numpy()
+        if self.spots.has("graph"):
+            return order_by_graph(self.spots.graph)
+        return np.arange(self.n_spots, dtype=np.float64)[:, None]
 
     @property
     def is_whole(self) -> bool:

@@ -1,7 +1,6 @@
 import math
 
 import numpy as np
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as some
@@ -36,46 +35,25 @@ def test_equals_dense_probabilities_of_the_perplexity(seed, n, scale):
     np.testing.assert_allclose(cost, expected[row, col], atol=1e-9)
 
 
-def test_blocks_of_rows_do_not_matter(monkeypatch):
+def test_neither_blocks_of_rows_nor_the_pairs_asked_for_matter(monkeypatch):
     features = torch.randn(30, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    pairs = all_pairs(30)
-    whole = dissimilarities(features, *pairs, perplexity=7.0, margin=1e-3)
+    row, col = all_pairs(30)
+    cost, sigma = dissimilarities(features, row, col, perplexity=7.0, margin=1e-3)
+    few = torch.tensor([3, 100, 7])
     monkeypatch.setattr(affinity, "_BLOCK_ENTRIES", 100)
-    for a, b in zip(dissimilarities(features, *pairs, perplexity=7.0, margin=1e-3), whole, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+    for chosen in (torch.arange(len(row)), few):
+        found = dissimilarities(features, row[chosen], col[chosen], perplexity=7.0, margin=1e-3)
+        torch.testing.assert_close(found, (cost[chosen], sigma), rtol=1e-12, atol=1e-12)
 
 
-def test_only_the_pairs_asked_for():
-    features = torch.randn(20, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    row, col = all_pairs(20)
-    cost, _ = dissimilarities(features, row, col, perplexity=5.0, margin=1e-3)
-    some_pairs = torch.tensor([3, 100, 7])
-    few, _ = dissimilarities(features, row[some_pairs], col[some_pairs], perplexity=5.0, margin=1e-3)
-    torch.testing.assert_close(few, cost[some_pairs])
-
-
-def test_like_spots_cost_less():
-    features = torch.tensor([[0.0], [0.1], [0.2], [0.3], [5.0], [5.1], [5.2], [5.3]], dtype=torch.float64)
-    row, col = torch.tensor([0, 0, 0]), torch.tensor([1, 3, 4])
-    cost, _ = dissimilarities(features, row, col, perplexity=2.0, margin=1e-3)
-    assert cost[0] < cost[1] < cost[2]
-    assert cost[2] == pytest.approx(1, abs=1e-6)
-
-
-@pytest.mark.parametrize("features", [np.zeros((9, 2)), np.repeat([[0.0, 1], [1, 0], [1, 1]], 3, axis=0)])
-def test_coincident_features_give_numbers(features):
-    cost, sigma = dissimilarities(torch.from_numpy(features), *all_pairs(9), perplexity=8 / 3, margin=1e-3)
-    assert ((cost >= 0) & (cost <= 1)).all()
-    assert (sigma > 0).all()
-
-
-def test_equal_features_are_equally_probable():
+def test_coincident_and_distant_features_give_numbers():
+    threes = np.repeat([[0.0, 1], [1, 0], [1, 1]], 3, axis=0)
+    far = np.array([[0.0], [1e-6], [2e-6], [3e-6], [1e6]])
+    for features, margin in ((np.zeros((9, 2)), 1e-3), (threes, 1e-3), (far, 1e-12)):
+        n = len(features)
+        cost, sigma = dissimilarities(torch.from_numpy(features), *all_pairs(n), perplexity=(n - 1) / 3, margin=margin)
+        assert ((cost >= 0) & (cost <= 1)).all()
+        assert (sigma > 0).all()
+    # Equal features are equally probable.
     cost, _ = dissimilarities(torch.zeros(6, 1, dtype=torch.float64), *all_pairs(6), perplexity=2.0, margin=1e-3)
     np.testing.assert_allclose(cost, (1 - 1 / 5) ** (6 / 7))
-
-
-def test_an_outlier_does_not_underflow():
-    features = torch.tensor([[0.0], [1e-6], [2e-6], [3e-6], [1e6]], dtype=torch.float64)
-    cost, _ = dissimilarities(features, *all_pairs(5), perplexity=4 / 3, margin=1e-12)
-    assert torch.isfinite(cost).all()
-    assert ((cost >= 0) & (cost <= 1)).all()

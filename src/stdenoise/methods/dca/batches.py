@@ -10,7 +10,7 @@ from torch import Tensor
 
 from stdenoise.nn.counts import CountBlock
 from stdenoise.spatial.graph import row_sum, transpose_csr, with_values
-from stdenoise.train.patches import Patches
+from stdenoise.train.patches import Patch, Patches
 
 
 @dataclass(frozen=True)
@@ -32,49 +32,20 @@ class Batch:
     size_factors: Tensor
 
 
-class Batches:
-    """The spots of a data set, from which batches are taken.
-
-    Parameters
-    ----------
-    data
-        The data set.
-    scale, input_of_zero
-        From `standardization`.
-
-    Notes
-    -----
-    The input is the logarithm of one plus the counts over the size factor, brought to zero mean and unit variance (n - 1) per gene; genes
-    that do not vary are 0. A zero count becomes the same number in every spot, so that a batch is that row, repeated, plus
-    something at the non-zero counts.
-    """
-
-    def __init__(self, data: Patches, scale: Tensor, input_of_zero: Tensor) -> None:
-        self.data, self.scale, self.input_of_zero = data, scale, input_of_zero
-
-    def take(self, rows: Tensor) -> Batch:
-        """Return the batch of these spots."""
-        patch = self.data.patch(rows.cpu().numpy(), len(rows))
-        n_rows, n_genes = patch.counts.shape
-        row, column = _positions(patch.counts)
-        position = row * n_genes + column
-        value = _log_depth_normalized(patch.counts, patch.size_factors, row) * self.scale[column]
-        x = self.input_of_zero.repeat(n_rows, 1)
-        x.view(-1).scatter_add_(0, position, value.to(x.dtype))
-        count = patch.counts.values().double()
-        return Batch(x, CountBlock(0, n_rows, position, count, torch.lgamma(count + 1).sum()), patch.size_factors)
+def make_batch(patch: Patch, scale: Tensor, input_of_zero: Tensor) -> Batch:
+    """Make the batch of a patch."""
+    n_rows, n_genes = patch.counts.shape
+    row, column = _positions(patch.counts)
+    position = row * n_genes + column
+    value = _log_depth_normalized(patch.counts, patch.size_factors, row) * scale[column]
+    x = input_of_zero.repeat(n_rows, 1)
+    x.view(-1).scatter_add_(0, position, value.to(x.dtype))
+    count = patch.counts.values().double()
+    return Batch(x, CountBlock(0, n_rows, position, count, torch.lgamma(count + 1).sum()), patch.size_factors)
 
 
 def standardization(data: Patches, n_nonempty: int) -> tuple[Tensor, Tensor]:
-    """Return the factor that gives each gene unit variance, and what a zero count becomes, each of shape `(n_genes,)`.
-
-    Parameters
-    ----------
-    data
-        The data set.
-    n_nonempty
-        Number of spots with counts: mean and standard deviation of a gene are taken over these.
-    """
+    """Return the factor that gives each gene unit variance, and what a zero count becomes, each of shape `(n_genes,)`."""
     n_genes = data.spots.counts.shape[1]
     total, square, n_stored = (torch.zeros(n_genes, dtype=torch.float64, device=data.device) for _ in range(3))
     for columns in _columns(data):

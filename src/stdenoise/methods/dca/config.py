@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Annotated, Literal
 
-import numpy as np
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 
-from stdenoise._base.checks import check_choice, check_number
-
-LIKELIHOODS = ("nb-conddisp", "nb", "nb-shared", "zinb-conddisp", "zinb", "zinb-shared", "zinb-elempi", "poisson")
+from stdenoise._base.config import STRICT, Count, NonNegative, Positive, Switch, Widths
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class DCAConfig:
     """Hyperparameters of DCA; the defaults are those of the published code.
 
@@ -44,36 +43,21 @@ class DCAConfig:
         Return the weights with the lowest validation loss instead of the last ones, as the code does.
     """
 
-    likelihood: str = "nb-conddisp"
-    hidden: tuple[int, ...] | list[int] = (64, 32, 64)
-    batch_size: int = 32
-    n_epochs: int = 300
-    lr: float = 1e-3
-    clip: float = 5.0
-    reduce_lr: int = 10
-    early_stop: int = 15
-    validation_fraction: float = 0.1
-    ridge: float = 0.0
-    restore_best: bool = False
+    likelihood: Literal[
+        "nb-conddisp", "nb", "nb-shared", "zinb-conddisp", "zinb", "zinb-shared", "zinb-elempi", "poisson"
+    ] = "nb-conddisp"
+    hidden: Widths = (64, 32, 64)
+    batch_size: Count = 32
+    n_epochs: Count = 300
+    lr: Positive = 1e-3
+    clip: Positive = 5.0
+    reduce_lr: Count = 10
+    early_stop: Count = 15
+    validation_fraction: Annotated[NonNegative, Field(lt=1)] = 0.1
+    ridge: NonNegative = 0.0
+    restore_best: Switch = False
 
     def __post_init__(self) -> None:
-        """Refuse values out of range."""
-        check_choice("likelihood", self.likelihood, LIKELIHOODS)
-        # An array is what comes back from disk.
-        if not isinstance(self.hidden, tuple | list | np.ndarray) or len(self.hidden) == 0:
-            raise TypeError(f"hidden must be a list of one or more widths, not {self.hidden!r}.")
-        for width in self.hidden:
-            check_number("each width in hidden", width, minimum=1, integer=True)
-        # A tuple, also where a list was given: it cannot change.
-        object.__setattr__(self, "hidden", tuple(map(int, self.hidden)))
-        for name in ("batch_size", "n_epochs", "reduce_lr", "early_stop"):
-            check_number(name, getattr(self, name), minimum=1, integer=True)
-        for name in ("lr", "clip"):
-            check_number(name, getattr(self, name), above=0)
-        for name in ("validation_fraction", "ridge"):
-            check_number(name, getattr(self, name), minimum=0)
-        if self.validation_fraction >= 1:
-            raise ValueError(f"validation_fraction must be below 1, not {self.validation_fraction!r}.")
+        """Refuse values that do not go together."""
         if self.ridge and not self.likelihood.startswith("zinb"):
             raise ValueError(f"ridge={self.ridge!r} needs a zero-inflated likelihood, not {self.likelihood!r}.")
-        check_choice("restore_best", self.restore_best, [True, False])

@@ -9,13 +9,12 @@ import torch
 from stdenoise._base.random import torch_generator
 from stdenoise.methods._base import MethodInfo, likelihood_arrays
 from stdenoise.methods._network import Model, Network, network_memory
-from stdenoise.methods.dca.batches import Batches, standardization
+from stdenoise.methods.dca.batches import make_batch, standardization
 from stdenoise.methods.dca.config import DCAConfig
 from stdenoise.methods.dca.module import DCAModule
 from stdenoise.nn.counts import BLOCK_ENTRIES
-from stdenoise.spatial.results import Denoised
+from stdenoise.spatial.results import Block
 from stdenoise.train.loop import train
-from stdenoise.train.patches import Patches
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
 
     from stdenoise.methods.dca.batches import Batch
     from stdenoise.spatial.spots import Spots
+    from stdenoise.train.patches import Patch
     from stdenoise.train.run import Run
 
 
@@ -34,13 +34,6 @@ class DCA(Network):
     ----------
     **params
         Fields of `DCAConfig`.
-
-    Raises
-    ------
-    TypeError
-        A parameter is unknown.
-    ValueError
-        A value is not valid.
 
     References
     ----------
@@ -82,13 +75,16 @@ class DCA(Network):
         config, n_genes = self.config, len(spots.genes)
         generator = torch_generator(run.seed)
         scored = spots.nonempty.nonzero().squeeze(1).cpu()
-        data = Patches(spots, device=run.device)
-        module = DCAModule(n_genes, config, generator=generator).to(data.device)
+        module, data = self.start(spots, run, generator)
         for buffer, values in zip(
             (module.input_scale, module.input_of_zero), standardization(data, len(scored)), strict=True
         ):
             buffer.copy_(values)
-        batches = Batches(data, module.input_scale, module.input_of_zero)
+
+        def take(rows: Tensor) -> Batch:
+            patch = data.patch(rows.cpu().numpy(), len(rows))
+            return make_batch(patch, module.input_scale, module.input_of_zero)
+
         shuffled = scored[torch.randperm(len(scored), generator=generator)]
         # The product may fall short of a whole number by rounding.
         n_validation = int(len(scored) * config.validation_fraction + 1e-9)
@@ -96,11 +92,11 @@ class DCA(Network):
 
         def epoch(skip: int) -> Iterator[list[Batch]]:
             order = torch.randperm(len(training), generator=generator)
-            return ([batches.take(rows)] for rows in training[order].split(config.batch_size)[skip:])
+            return ([take(rows)] for rows in training[order].split(config.batch_size)[skip:])
 
         def validation_loss() -> Tensor:
             parts = validation.split(max(1, BLOCK_ENTRIES // n_genes))
-            return torch.stack([module.loss(batches.take(rows)) * (len(rows) / n_validation) for rows in parts]).sum()
+            return torch.stack([module.loss(take(rows)) * (len(rows) / n_validation) for rows in parts]).sum()
 
         outcome = train(
             module,
@@ -127,14 +123,16 @@ class DCA(Network):
         fixed, per_spot = network_memory(n_weights, n_genes, counts_per_spot, width=8 * n_genes, n_arrays=3)
         return fixed + per_spot * self.config.batch_size, 0.0
 
-    def predict(self, model: Model, spots: Spots, run: Run) -> Iterator[tuple[Tensor, Denoised]]:
-        """Yield the parameters of the likelihood, block by block."""
-        data = Patches(spots, device=run.device)
-        module = DCAModule(len(spots.genes), self.config, generator=torch_generator(0)).to(data.device)
-        module.load_state_dict(model.state)
-        batches = Batches(data, module.input_scale, module.input_of_zero)
-        blocks = torch.arange(data.n_spots).split(max(1, BLOCK_ENTRIES // len(spots.genes)))
-        for rows in blocks[run.share[0] :: run.share[1]]:
-            latent, (mean, *others) = module.predict(batches.take(rows))
-            dispersion, dropout = [*others, None, None][:2]
-            yield rows, Denoised(mean=mean, scale="counts", dispersion=dispersion, dropout=dropout, latent=latent)
+    def build(self, n_genes: int, generator: torch.Generator) -> DCAModule:
+        """Make a network that knows nothing yet."""
+        return DCAModule(n_genes, self.config, generator=generator)
+
+    def most_spots(self, run: Run, spots: Spots) -> int:
+        """As many as keep the dense input in cache."""
+        return max(1, BLOCK_ENTRIES // len(spots.genes))
+
+    def predict_patch(self, module: DCAModule, patch: Patch) -> Block:
+        """Return the parameters of the likelihood."""
+        latent, (mean, *others) = module.predict(make_batch(patch, module.input_scale, module.input_of_zero))
+        dispersion, dropout = [*others, None, None][:2]
+        return Block(mean=mean, scale="counts", dispersion=dispersion, dropout=dropout, latent=latent)

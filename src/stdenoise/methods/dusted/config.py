@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal
 
-from stdenoise._base.checks import check_choice, check_number
+from pydantic.dataclasses import dataclass as checked
+
+from stdenoise._base.config import STRICT, Count, NonNegative, Positive, Switch
 
 
-@dataclass(frozen=True)
+@checked(frozen=True, config=STRICT)
 class DUSTEDConfig:
     """Hyperparameters of DUSTED.
 
@@ -59,39 +61,24 @@ class DUSTEDConfig:
     """
 
     likelihood: Literal["zinb", "nb"] = "zinb"
-    gene_attention: bool = True
-    alpha: float = 1.5
-    gate_reduction: int = 16
-    n_hidden: int = 512
-    n_latent: int = 30
+    gene_attention: Switch = True
+    alpha: NonNegative = 1.5
+    gate_reduction: Count = 16
+    n_hidden: Count = 512
+    n_latent: Count = 30
     schedule: Literal["paper", "fast"] = "paper"
-    lr: float | None = None
-    n_epochs: int | None = None
-    batch_size: int | None = None
-    patience: int | None = None
-    weight_decay: float = 1e-4
-    clip: float = 5.0
+    lr: Positive | None = None
+    n_epochs: Count | None = None
+    batch_size: Count | None = None
+    patience: Count | None = None
+    weight_decay: NonNegative = 1e-4
+    clip: Positive = 5.0
     reduction: Literal["published", "mean"] | None = None
-    restore_best: bool = True
-    return_attention: bool = False
+    restore_best: Switch = True
+    return_attention: Switch = False
 
     def __post_init__(self) -> None:
-        """Refuse values out of range."""
-        check_choice("likelihood", self.likelihood, ["zinb", "nb"])
-        check_choice("schedule", self.schedule, list(SCHEDULES))
-        check_choice("reduction", self.reduction, [None, "published", "mean"])
-        for name in ("gene_attention", "restore_best", "return_attention"):
-            check_choice(name, getattr(self, name), [True, False])
-        for name in ("gate_reduction", "n_hidden", "n_latent"):
-            check_number(name, getattr(self, name), minimum=1, integer=True)
-        for name in ("n_epochs", "batch_size", "patience"):
-            if getattr(self, name) is not None:
-                check_number(name, getattr(self, name), minimum=1, integer=True)
-        check_number("clip", self.clip, above=0)
-        if self.lr is not None:
-            check_number("lr", self.lr, above=0)
-        for name in ("alpha", "weight_decay"):
-            check_number(name, getattr(self, name), minimum=0)
+        """Refuse values that do not go together."""
         if self.schedule == "paper" and self.patience is not None:
             raise ValueError(f"patience={self.patience!r} applies to schedule='fast' only.")
         if self.schedule == "fast" and not self.restore_best:

@@ -12,15 +12,11 @@ from stdenoise.methods._network import Model, Network, network_memory
 from stdenoise.methods.dusted.config import PRESETS, SCHEDULES, DUSTEDConfig
 from stdenoise.methods.dusted.module import DUSTEDModule, make_batch
 from stdenoise.methods.dusted.training import batch_size_of, passes_of, train_as_published, train_fast
-from stdenoise.spatial.results import Denoised
-from stdenoise.train.patches import Patches
+from stdenoise.spatial.results import Block
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from torch import Tensor
-
     from stdenoise.spatial.spots import Spots
+    from stdenoise.train.patches import Patch
     from stdenoise.train.run import Run
 
 
@@ -71,6 +67,11 @@ class DUSTED(Network):
         self.config = make_config(DUSTEDConfig, params, method="dusted", preset=preset, presets=PRESETS)
 
     @property
+    def n_hops(self) -> int:
+        """Two layers on the way in, one on the way out, and the heads."""
+        return 4
+
+    @property
     def writes(self) -> tuple[str, ...]:
         """Arrays that the result has with this likelihood."""
         return likelihood_arrays(self.config.likelihood)
@@ -78,27 +79,27 @@ class DUSTED(Network):
     def train(self, spots: Spots, run: Run) -> Model:
         """Train on the spots."""
         generator = torch_generator(run.seed)
-        module, data = self._module(spots, run, generator), self._patches(spots, run)
+        module, data = self.start(spots, run, generator)
         module.product_dtype = torch.bfloat16 if run.precision == "bf16-mixed" else None
         train = train_fast if self.config.schedule == "fast" else train_as_published
         outcome = train(module, self.config, data, run, generator)
         return Model(module.state_dict(), spots.genes, spots.median_total, outcome.history, outcome.ending)
 
-    def predict(self, model: Model, spots: Spots, run: Run) -> Iterator[tuple[Tensor, Denoised]]:
-        """Yield the means of one final pass, patch by patch."""
-        module = self._module(spots, run, torch_generator(0))
-        module.load_state_dict(model.state)
-        for patch in self._patches(spots, run).cover():
-            latent, attention, (mean, dispersion, *dropout) = module.predict(make_batch(patch, per_entry=True))
-            block = Denoised(
-                mean=mean,
-                scale="counts",
-                dispersion=dispersion,
-                dropout=dropout[0] if dropout else None,
-                latent=latent,
-                attention=patch.core_edges(attention) if self.config.return_attention else None,
-            )
-            yield patch.spots[: patch.n_core], block
+    def build(self, n_genes: int, generator: torch.Generator) -> DUSTEDModule:
+        """Make a network that knows nothing yet."""
+        return DUSTEDModule(n_genes, self.config, generator=generator)
+
+    def predict_patch(self, module: DUSTEDModule, patch: Patch) -> Block:
+        """Return the parameters of the likelihood."""
+        latent, attention, (mean, dispersion, *dropout) = module.predict(make_batch(patch, per_entry=True))
+        return Block(
+            mean=mean,
+            scale="counts",
+            dispersion=dispersion,
+            dropout=dropout[0] if dropout else None,
+            latent=latent,
+            attention=patch.core_edges(attention) if self.config.return_attention else None,
+        )
 
     def working_memory(self, n_genes: int, counts_per_spot: float) -> tuple[float, float]:
         """Estimate the memory of weights and optimiser, and that of each spot that is worked on."""
@@ -128,13 +129,3 @@ class DUSTED(Network):
         if config.gene_attention:
             n_weights += 2 * n_genes * max(1, n_genes // config.gate_reduction)
         return n_weights
-
-    def _module(self, spots: Spots, run: Run, generator: torch.Generator) -> DUSTEDModule:
-        module = DUSTEDModule(len(spots.genes), self.config, generator=generator)
-        return module.to(run.device or spots.counts.device)
-
-    def _patches(self, spots: Spots, run: Run) -> Patches:
-        if spots.graph is None:
-            raise ValueError("dusted needs a spatial graph.")
-        # Two layers on the way in, one on the way out, and the heads.
-        return Patches(spots, n_hops=4, device=run.device, max_spots=run.max_spots, share=run.share)

@@ -22,7 +22,7 @@ from stdenoise.spatial.graph import (
     with_transpose,
     with_values,
 )
-from stdenoise.spatial.normalize import log_normalize
+from stdenoise.spatial.normalize import lognorm
 from stdenoise.train.patches import Patch, Patches
 
 
@@ -134,7 +134,7 @@ class DUSTEDModule(nn.Module):
         total = torch.zeros(self.gene_mean.shape, dtype=torch.float64, device=self.gene_mean.device)
         self.gene_max.zero_()
         for counts in data.row_blocks():
-            x = log_normalize(counts).to(total.device)
+            x = lognorm(counts).to(total.device)
             # Sorted sums: the same bits each time.
             total += row_sum(transpose_csr(with_values(x, x.values().double())))
             self.gene_max.scatter_reduce_(0, x.col_indices().long(), x.values(), "amax")
@@ -163,7 +163,7 @@ def make_batch(patch: Patch, *, per_entry: bool) -> Batch:
     if patch.graph is None:
         raise ValueError("dusted needs a spatial graph.")
     n_genes = patch.counts.shape[1]
-    x, x_transposed = with_transpose(log_normalize(patch.counts))
+    x, x_transposed = with_transpose(lognorm(patch.counts))
     # A slice costs nothing.
     scored = slice(0, patch.n_core) if len(patch.scored) == patch.n_core else patch.scored
     return Batch(

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from stdenoise.methods.dusted.config import SCHEDULES, DUSTEDConfig
 from stdenoise.methods.dusted.module import Batch, DUSTEDModule, make_batch
+from stdenoise.spatial.results import Block
 from stdenoise.stats.deviance import poisson_deviance
 from stdenoise.train.held_out import HeldOut
 from stdenoise.train.loop import train
@@ -131,9 +132,8 @@ class _Validation:
 def _expected(module: DUSTEDModule, batch: Batch) -> Tensor:
     """Expected held-out counts of the core of a batch."""
     mean, _, *dropout = module.predict(batch)[2]
-    for probability in dropout:
-        mean = mean * (1 - probability)
-    return (mean * (_HELD_OUT / (1 - _HELD_OUT))).clamp_(min=_LEAST)
+    block = Block(mean, "counts", dropout=dropout[0] if dropout else None)
+    return (block.expected()[:] * (_HELD_OUT / (1 - _HELD_OUT))).clamp_(min=_LEAST)
 
 
 def batch_size_of(config: DUSTEDConfig, n_spots: int) -> int | None:

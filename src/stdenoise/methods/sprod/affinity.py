@@ -21,21 +21,6 @@ def dissimilarities(
     The bandwidth of a spot is chosen by bisection so that the Gaussian similarities of all other spots to it, as
     probabilities, have the entropy `log(perplexity)`. The dissimilarity of a pair is `(1 - p) ** (n / 7)`, where `p` is the mean
     of the two probabilities. Probabilities are computed for blocks of spots and kept only for the pairs.
-
-    Parameters
-    ----------
-    features
-        Shape `(n_spots, n_features)`; only Euclidean distances matter.
-    row, col
-        The two spots of each pair, both of shape `(n_pairs,)`.
-    perplexity
-        Effective number of spots that are like a spot.
-    margin
-        The bisection stops at this share of the root of the mean squared distance to the other spots.
-
-    Returns
-    -------
-    Dissimilarities, shape `(n_pairs,)`, and bandwidths, shape `(n_spots,)`.
     """
     n = len(features)
     norm = features.square().sum(1)

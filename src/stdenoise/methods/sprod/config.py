@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Annotated
 
-from stdenoise._base.checks import check_choice, check_number
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from stdenoise._base.config import STRICT, Count, NonNegative, Positive, Switch
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class SprodConfig:
     """Hyperparameters of Sprod; "code" is the published code.
 
@@ -47,33 +50,17 @@ class SprodConfig:
         Also return the learned weights (spots x spots, sparse).
     """
 
-    radius_ratio: float = 0.08
-    radius: float | None = None
-    perplexity: float = 250.0
-    margin: float = 0.001
-    capacity: float = 10.0
-    lambda_scale: float = 1.0
-    smoothing: float = 0.4
-    edges_only: bool = False
-    n_components: int | None = None
-    pseudo_components: int = 25
-    pseudo_clusters: int = 20
-    tol: float = 1e-6
-    max_iterations: int = 100
-    return_graph: bool = False
-
-    def __post_init__(self) -> None:
-        """Refuse values out of range."""
-        for name in ("radius_ratio", "margin", "capacity", "lambda_scale"):
-            check_number(name, getattr(self, name), above=0)
-        if self.radius is not None:
-            check_number("radius", self.radius, above=0)
-        check_number("perplexity", self.perplexity, above=1)
-        for name in ("smoothing", "tol"):
-            check_number(name, getattr(self, name), minimum=0)
-        for name in ("pseudo_components", "pseudo_clusters", "max_iterations"):
-            check_number(name, getattr(self, name), minimum=1, integer=True)
-        if self.n_components is not None:
-            check_number("n_components", self.n_components, minimum=1, integer=True)
-        for name in ("edges_only", "return_graph"):
-            check_choice(name, getattr(self, name), [True, False])
+    radius_ratio: Positive = 0.08
+    radius: Positive | None = None
+    perplexity: Annotated[Positive, Field(gt=1)] = 250.0
+    margin: Positive = 0.001
+    capacity: Positive = 10.0
+    lambda_scale: Positive = 1.0
+    smoothing: NonNegative = 0.4
+    edges_only: Switch = False
+    n_components: Count | None = None
+    pseudo_components: Count = 25
+    pseudo_clusters: Count = 20
+    tol: NonNegative = 1e-6
+    max_iterations: Count = 100
+    return_graph: Switch = False

@@ -12,17 +12,7 @@ from stdenoise.stats.lowrank import principal_components
 
 
 def standardised(features: Tensor, n_components: int | None, *, generator: torch.Generator) -> Tensor:
-    """Z-scored columns in double precision, constant ones as zeros; or their principal components.
-
-    Parameters
-    ----------
-    features
-        Shape `(n_spots, n_features)`.
-    n_components
-        Components to keep; `None` for the z-scores, whose distances are those of all components.
-    generator
-        Source of the random start of the components.
-    """
+    """Z-scored columns in double precision, constant ones as zeros; or their principal components."""
     features = features.double()
     centred = features - features.mean(0)
     spread = centred.std(0)
@@ -34,23 +24,7 @@ def standardised(features: Tensor, n_components: int | None, *, generator: torch
 
 
 def memberships(lognorm: Tensor, config: SprodConfig, *, seed: int, generator: torch.Generator) -> Tensor:
-    """Soft memberships in clusters of expression: a Gaussian mixture with one covariance on principal components.
-
-    Parameters
-    ----------
-    lognorm
-        Log-normalised expression, CSR, shape `(n_spots, n_genes)`.
-    config
-        Number of components and clusters; fewer where there are fewer spots or genes.
-    seed
-        Of the start of the mixture.
-    generator
-        Source of the random start of the components.
-
-    Returns
-    -------
-    Shape `(n_spots, n_clusters)`, rows summing to one.
-    """
+    """Soft memberships in clusters of expression: a Gaussian mixture with one covariance on principal components."""
     n_spots, n_genes = lognorm.shape
     rank = min(config.pseudo_components, n_spots, n_genes)
     scores = principal_components(lognorm, rank, generator=generator).scores.cpu().numpy()

@@ -45,15 +45,7 @@ class LearnedGraph:
 
 
 def candidate_pairs(coordinates: Tensor, config: SprodConfig) -> tuple[Tensor, Tensor]:
-    """Pairs of spots within the radius, each once.
-
-    Parameters
-    ----------
-    coordinates
-        Of one library, shape `(n_spots, n_dims)`.
-    config
-        Gives the radius.
-    """
+    """Pairs of spots within the radius, each once."""
     radius = config.radius
     if radius is None:
         ranges = coordinates.amax(0) - coordinates.amin(0)
@@ -68,19 +60,7 @@ def candidate_pairs(coordinates: Tensor, config: SprodConfig) -> tuple[Tensor, T
 
 
 def learn_graph(coordinates: Tensor, features: Tensor, config: SprodConfig, *, progress: bool) -> LearnedGraph:
-    """Weigh the candidate pairs: dissimilar spots cost, connections pay.
-
-    Parameters
-    ----------
-    coordinates
-        Of one library, shape `(n_spots, n_dims)`.
-    features
-        Standardised, shape `(n_spots, n_features)`.
-    config
-        Hyperparameters.
-    progress
-        Show a progress bar on standard error.
-    """
+    """Weigh the candidate pairs: dissimilar spots cost, connections pay."""
     row, col = candidate_pairs(coordinates, config)
     if not len(row):
         return LearnedGraph(row, col, features.new_empty(0), [])
@@ -96,23 +76,7 @@ def learn_graph(coordinates: Tensor, features: Tensor, config: SprodConfig, *, p
 def weigh(
     slabs: Slabs, row: Tensor, col: Tensor, cost: Tensor, config: SprodConfig, *, progress: bool
 ) -> tuple[Tensor, list[float]]:
-    """Minimise `2 lambda <cost, weights> - capacity / 2 log det(I + 4 L)` over weights between 0 and 1.
-
-    Parameters
-    ----------
-    slabs
-        The candidate pairs, cut.
-    row, col, cost
-        The two spots and the dissimilarity of each pair, all of shape `(n_pairs,)`.
-    config
-        Hyperparameters.
-    progress
-        Show a progress bar on standard error.
-
-    Returns
-    -------
-    Weights, shape `(n_pairs,)`, and the objective by iteration.
-    """
+    """Minimise `2 lambda <cost, weights> - capacity / 2 log det(I + 4 L)` over weights between 0 and 1."""
     penalty = config.lambda_scale
     # With all weights at 0 a resistance is 2, and no weight grows if every pair costs more than it gains.
     while penalty * float(cost.min()) >= 2 * config.capacity:

@@ -13,7 +13,7 @@ from stdenoise.methods.sprod.features import memberships, standardised
 from stdenoise.methods.sprod.learn import learn_graph
 from stdenoise.methods.sprod.smooth import smooth, weighted_graph
 from stdenoise.spatial.graph import select_rows
-from stdenoise.spatial.results import Denoised
+from stdenoise.spatial.results import Block
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,13 +31,6 @@ class Sprod(Method):
     ----------
     **params
         Fields of `SprodConfig`.
-
-    Raises
-    ------
-    TypeError
-        A parameter is unknown.
-    ValueError
-        A value is not valid.
 
     References
     ----------
@@ -64,10 +57,8 @@ class Sprod(Method):
     config_type = SprodConfig
     config: SprodConfig
 
-    def fit(self, spots: Spots, *, seed: int, progress: bool) -> Denoised:
+    def fit(self, spots: Spots, *, seed: int, progress: bool) -> Block:
         """Learn the graph of each library and smooth over it."""
-        if spots.coordinates is None:
-            raise ValueError("sprod needs coordinates.")
         parts = []
         history: dict[str, list[float]] = {"objective": []}
         for members in _libraries(spots):
@@ -91,7 +82,7 @@ class Sprod(Method):
             tol=_TOL,
         )
         # Weights of spots are never negative; their sums may be by rounding.
-        return Denoised(
+        return Block(
             mean=mean.clamp_(min=0),
             scale="log1p",
             attention=weighted_graph(row, col, weights, len(mean)) if self.config.return_graph else None,
@@ -111,7 +102,7 @@ def _libraries(spots: Spots) -> list[Tensor]:
 
 def _features(spots: Spots, members: Tensor, config: SprodConfig, seed: int) -> Tensor:
     generator = torch_generator(seed)
-    if spots.features is None:
+    if not spots.has("features"):
         found = memberships(select_rows(spots.lognorm, members), config, seed=seed, generator=generator)
     else:
         found = spots.features[members]

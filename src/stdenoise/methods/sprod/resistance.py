@@ -60,20 +60,7 @@ class Slabs:
         return [end - start for start, end in zip([0, *self.ends], self.ends, strict=False)]
 
     def solve(self, weights: Tensor, *, scale: float) -> tuple[float, Tensor, Tensor]:
-        """Log-determinant of `Q`, and the entries of its inverse on the diagonal and on the edges.
-
-        Parameters
-        ----------
-        weights
-            Weight of each edge, shape `(n_edges,)`.
-        scale
-            Factor of the Laplacian.
-
-        Returns
-        -------
-        The logarithm of the determinant; the diagonal of the inverse, shape `(n_spots,)`; its entry at each edge, shape
-        `(n_edges,)`.
-        """
+        """Log-determinant of `Q`, and the entries of its inverse on the diagonal and on the edges."""
         widths = self.widths
         degree = torch.segment_reduce(weights[self._edge], "sum", offsets=self._crow)
         # Downwards: inverses of the Schur complements.

@@ -23,23 +23,7 @@ def smooth(
     edges_only: bool,
     tol: float,
 ) -> Tensor:
-    """Return `W values`, where `W` is the inverse of `I + strength L`, or its part on the edges with rows scaled to one.
-
-    Parameters
-    ----------
-    values
-        Shape `(n_spots, n_genes)`.
-    coordinates
-        Shape `(n_spots, n_dims)`.
-    row, col, weights
-        The two spots and the weight of each edge, all of shape `(n_edges,)`.
-    strength
-        Strength of the smoothing.
-    edges_only
-        Keep only the entries of `W` on the diagonal and on edges.
-    tol
-        Relative residual of the solution.
-    """
+    """Return `W values`, where `W` is the inverse of `I + strength L`, or its part on the edges with rows scaled to one."""
     n = len(values)
     if not edges_only:
         adjacency = _adjacency(row, col, weights, n)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from pydantic.dataclasses import dataclass
 
-from stdenoise._base.checks import check_choice, check_number
+from stdenoise._base.config import STRICT, Count, NonNegative, Positive, Switch
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class STAGATEConfig:
     """Hyperparameters of STAGATE.
 
@@ -34,22 +34,11 @@ class STAGATEConfig:
         Return the weights with the lowest training loss instead of the last ones; the code returns the last ones.
     """
 
-    n_hidden: int = 512
-    n_latent: int = 30
-    lr: float = 1e-3
-    n_epochs: int = 1000
-    batch_size: int | None = None
-    weight_decay: float = 1e-4
-    clip: float = 5.0
-    restore_best: bool = False
-
-    def __post_init__(self) -> None:
-        """Refuse values out of range."""
-        check_choice("restore_best", self.restore_best, [True, False])
-        for name in ("n_hidden", "n_latent", "n_epochs"):
-            check_number(name, getattr(self, name), minimum=1, integer=True)
-        if self.batch_size is not None:
-            check_number("batch_size", self.batch_size, minimum=1, integer=True)
-        for name in ("lr", "clip"):
-            check_number(name, getattr(self, name), above=0)
-        check_number("weight_decay", self.weight_decay, minimum=0)
+    n_hidden: Count = 512
+    n_latent: Count = 30
+    lr: Positive = 1e-3
+    n_epochs: Count = 1000
+    batch_size: Count | None = None
+    weight_decay: NonNegative = 1e-4
+    clip: Positive = 5.0
+    restore_best: Switch = False

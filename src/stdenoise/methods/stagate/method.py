@@ -9,17 +9,15 @@ from stdenoise.methods._base import MethodInfo
 from stdenoise.methods._network import Model, Network, network_memory
 from stdenoise.methods.stagate.config import STAGATEConfig
 from stdenoise.methods.stagate.module import STAGATEModule, make_batch
-from stdenoise.spatial.results import Denoised
+from stdenoise.spatial.results import Block
 from stdenoise.train.loop import train
-from stdenoise.train.patches import Feed, Patches
+from stdenoise.train.patches import Feed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     import torch
-    from torch import Tensor
 
     from stdenoise.spatial.spots import Spots
+    from stdenoise.train.patches import Patch
     from stdenoise.train.run import Run
 
 
@@ -30,13 +28,6 @@ class STAGATE(Network):
     ----------
     **params
         Fields of `STAGATEConfig`.
-
-    Raises
-    ------
-    TypeError
-        A parameter is unknown.
-    ValueError
-        A value is not valid.
 
     References
     ----------
@@ -67,14 +58,19 @@ class STAGATE(Network):
     config_type = STAGATEConfig
     config: STAGATEConfig
 
+    @property
+    def n_hops(self) -> int:
+        """One layer on the way in, one on the way out."""
+        return 2
+
     def train(self, spots: Spots, run: Run) -> Model:
         """Train on the spots."""
         config, generator = self.config, torch_generator(run.seed)
-        module = self._module(spots, run, generator)
+        module, data = self.start(spots, run, generator)
         outcome = train(
             module,
             module.loss,
-            batches=Feed(self._patches(spots, run), make_batch, config.batch_size, generator),
+            batches=Feed(data, make_batch, config.batch_size, generator),
             generator=generator,
             lr=config.lr,
             weight_decay=config.weight_decay,
@@ -86,25 +82,16 @@ class STAGATE(Network):
         )
         return Model(module.state_dict(), spots.genes, spots.median_total, outcome.history, outcome.ending)
 
-    def predict(self, model: Model, spots: Spots, run: Run) -> Iterator[tuple[Tensor, Denoised]]:
-        """Yield the reconstruction of one final pass, patch by patch."""
-        module = self._module(spots, run, torch_generator(0))
-        module.load_state_dict(model.state)
-        for patch in self._patches(spots, run).cover():
-            latent, mean = module.predict(make_batch(patch))
-            yield patch.spots[: patch.n_core], Denoised(mean=mean, scale="log1p", latent=latent)
+    def build(self, n_genes: int, generator: torch.Generator) -> STAGATEModule:
+        """Make a network that knows nothing yet."""
+        return STAGATEModule(n_genes, self.config, generator=generator)
+
+    def predict_patch(self, module: STAGATEModule, patch: Patch) -> Block:
+        """Return the reconstruction."""
+        latent, mean = module.predict(make_batch(patch))
+        return Block(mean=mean, scale="log1p", latent=latent)
 
     def working_memory(self, n_genes: int, counts_per_spot: float) -> tuple[float, float]:
         """Estimate the memory of weights and optimiser, and that of each spot that is worked on."""
         n_hidden = self.config.n_hidden
         return network_memory(n_genes * n_hidden, n_genes, counts_per_spot, width=7 * n_hidden, n_arrays=1)
-
-    def _module(self, spots: Spots, run: Run, generator: torch.Generator) -> STAGATEModule:
-        module = STAGATEModule(len(spots.genes), self.config, generator=generator)
-        return module.to(run.device or spots.counts.device)
-
-    def _patches(self, spots: Spots, run: Run) -> Patches:
-        if spots.graph is None:
-            raise ValueError("stagate needs a spatial graph.")
-        # One layer on the way in, one on the way out.
-        return Patches(spots, n_hops=2, device=run.device, max_spots=run.max_spots, share=run.share)

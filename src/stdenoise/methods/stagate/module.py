@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from stdenoise.methods.stagate.config import STAGATEConfig
 from stdenoise.nn.attention import GraphAttention, xavier_normal
 from stdenoise.spatial.graph import SpatialGraph, aggregate, sparse_linear, with_transpose
-from stdenoise.spatial.normalize import log_normalize
+from stdenoise.spatial.normalize import lognorm
 from stdenoise.train.patches import Patch
 
 
@@ -146,7 +146,7 @@ def make_batch(patch: Patch) -> Batch:
     """Make the batch of a patch: spots with their halo."""
     if patch.graph is None:
         raise ValueError("stagate needs a spatial graph.")
-    sparse = log_normalize(patch.counts)
+    sparse = lognorm(patch.counts)
     x, x_transposed = with_transpose(sparse)
     # Those that are not scored have no counts.
     core = sparse.values()[: int(sparse.crow_indices()[patch.n_core])]
