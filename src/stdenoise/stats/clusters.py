@@ -49,7 +49,8 @@ def points_of(values: Matrix, where: str | None, *, n_components: int) -> np.nda
         raise ValueError(f"{where} are the same in every spot: there is nothing to cluster.")
     if constant.any():
         logger.info("leaving out dimensions %s of %s: they do not vary", np.flatnonzero(constant).tolist(), where)
-    return np.asarray(points[:, ~constant])
+    # A choice of columns is stored by columns, and products of another layout round otherwise.
+    return np.ascontiguousarray(points[:, ~constant])
 
 
 def principal_components(values: Matrix, *, n_components: int) -> np.ndarray:
@@ -62,7 +63,8 @@ def principal_components(values: Matrix, *, n_components: int) -> np.ndarray:
             f"n_components={n_components} is not valid for {n_spots} spots x {n_genes} genes; choose at most {most}."
         )
     matrix = share_csr_tensor(values) if sparse.issparse(values) else torch.from_numpy(np.ascontiguousarray(values))
-    return lowrank.principal_components(matrix, n_components, generator=torch_generator(PCA_SEED)).scores.numpy()
+    scores = lowrank.principal_components(matrix, n_components, generator=torch_generator(PCA_SEED)).scores
+    return np.ascontiguousarray(scores.numpy())
 
 
 def fit(points: np.ndarray, n_clusters: int, *, backend: str, seed: int) -> Mixture:
