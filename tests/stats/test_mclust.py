@@ -1,6 +1,7 @@
 """The R backend: the worked case through rpy2, and clear errors where something is missing."""
 
 import shutil
+import subprocess
 import sys
 
 import numpy as np
@@ -31,12 +32,26 @@ def test_seeds_of_r_are_small():
 def robjects():
     if shutil.which("R") is None:
         pytest.skip("R is not installed")
-    module = pytest.importorskip("rpy2.robjects", reason="rpy2 is not installed")
-    from rpy2.robjects.packages import isinstalled
+    try:
+        _mclust.load()
+    except ImportError as error:
+        pytest.skip(str(error))
+    import rpy2.robjects as module
 
-    if not isinstalled("mclust"):
-        pytest.skip("the R package mclust is not installed")
     return module
+
+
+def test_processes_that_start_later_are_of_the_same_python(robjects):
+    script = """if True:
+        import os, subprocess, sys
+        from stdenoise.stats import mclust
+        before = dict(os.environ)
+        mclust.load()
+        assert os.environ.get("LD_LIBRARY_PATH") == before.get("LD_LIBRARY_PATH")
+        found = subprocess.run([sys.executable, "-c", "import sys; print(sys.version)"], capture_output=True, text=True)
+        assert found.stdout.strip() == sys.version, (found, sys.version)
+    """
+    subprocess.run([sys.executable, "-c", script], check=True)
 
 
 def test_worked_case(robjects):

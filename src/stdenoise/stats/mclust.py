@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import numpy as np
+
+_LIBRARIES = "LD_LIBRARY_PATH"
 
 INSTALL = (
     "backend='r' needs R, the R package mclust and rpy2: install R, then install.packages(\"mclust\") in R and "
@@ -38,10 +41,17 @@ function(points, n_clusters, seed) {
 
 def load() -> Any:
     """Attach mclust without a banner and return the R function that fits, or raise an `ImportError` that says what is missing."""
+    before = os.environ.get(_LIBRARIES)
     try:
         from rpy2 import robjects
     except (ImportError, OSError, ValueError, RuntimeError) as error:
         raise ImportError(f"{INSTALL} rpy2 or R is missing: {error}") from error
+    finally:
+        # rpy2 puts R's libraries and the system's first: a new process of Python would find the libpython of the system there.
+        if before is None:
+            os.environ.pop(_LIBRARIES, None)
+        else:
+            os.environ[_LIBRARIES] = before
     with _converter():
         if not robjects.r('(requireNamespace("mclust", quietly = TRUE))')[0]:
             raise ImportError(f"{INSTALL} The R package mclust is missing.")
