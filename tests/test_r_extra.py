@@ -1,5 +1,6 @@
 """The `r` extra: R answers through rpy2, and mclust gives the numbers it gives on its own."""
 
+import os
 import shutil
 
 import numpy as np
@@ -8,7 +9,12 @@ import pytest
 if shutil.which("R") is None:
     pytest.skip("R is not installed", allow_module_level=True)
 
+libraries = os.environ.get("LD_LIBRARY_PATH")
 robjects = pytest.importorskip("rpy2.robjects", reason="rpy2 is not installed")
+# As `stdenoise.stats.mclust` does, for the sake of the processes that other tests start.
+os.environ.pop("LD_LIBRARY_PATH", None)
+if libraries is not None:
+    os.environ["LD_LIBRARY_PATH"] = libraries
 
 LABELS = np.repeat([1, 2, 3], 10)
 
