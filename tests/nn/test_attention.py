@@ -33,7 +33,7 @@ class PlainAttention(MessagePassing):
 
 
 def random_graph(seed, n_spots, density):
-    adjacency = sparse.random_array((n_spots, n_spots), density=density, rng=seed).tocsr()
+    adjacency = sparse.random_array((n_spots, n_spots), density=density, random_state=seed).tocsr()
     return SpatialGraph.from_scipy(adjacency).with_self_loops()
 
 

@@ -1,5 +1,6 @@
 """Several processes that train one network: the same result, and what is left when one of them ends."""
 
+import importlib
 import os
 import pickle
 import signal
@@ -18,7 +19,7 @@ from stdenoise.methods import DUSTED, STAGATE
 from stdenoise.methods._network import Model
 from stdenoise.spatial.results import collect
 from stdenoise.train.checkpoint import load_tensors
-from stdenoise.train.devices import join
+from stdenoise.train.devices import join, spawn
 from stdenoise.train.run import Run
 
 LINUX = pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs /proc")
@@ -202,6 +203,17 @@ def test_a_process_that_fails_says_why(section):
     with pytest.raises(ChildProcessError, match="has failed: FloatingPointError: dusted: the loss is"):
         st.tl.denoise(section, compute=st.Compute(devices=2), **{**PAPER, "lr": 1e30, "n_epochs": 6})
     assert "dusted" not in section.uns
+
+
+def test_a_process_that_cannot_leave_does_not_hold_up_the_result(tmp_path, monkeypatch):
+    """As one whose threads wait for another that has left."""
+    code = "import atexit, time\ndef work(fabric):\n    if fabric.global_rank: atexit.register(time.sleep, 90)\n    return 'whole'\n"
+    (tmp_path / "slow_to_leave.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("stdenoise.train.devices._PATIENCE", 0.5)
+    started = time.monotonic()
+    assert spawn(importlib.import_module("slow_to_leave").work, device=CPU, n_devices=2, strategy="auto") == "whole"
+    assert time.monotonic() - started < 90
 
 
 def test_a_process_on_its_own_joins_nothing(monkeypatch):

@@ -17,7 +17,6 @@ STRICT = ConfigDict(strict=True, allow_inf_nan=False)
 
 
 _WORDS = {
-    "should": "must",
     " after validation": "",
     "greater than or equal to": ">=",
     "less than or equal to": "<=",
@@ -72,7 +71,9 @@ def describe(error: ValidationError, *, known: Collection[str] = ()) -> list[str
         elif kind == "missing":
             found.setdefault(f"{name!r} is missing.", [])
         else:
-            expected = one["msg"].removeprefix("Input ").removeprefix("Value ")
+            # "Input should be …", "List should have …"
+            subject, _, wanted = one["msg"].rpartition(" should ")
+            expected = f"must {wanted}" if subject else wanted
             for long, short in _WORDS.items():
                 expected = expected.replace(long, short)
             choices = str(one.get("ctx", {}).get("expected", "")).split("'")

@@ -126,7 +126,11 @@ def _environment(device: torch.device, n_devices: int) -> dict[str, str]:
 
 
 def _wait_for(processes: Sequence[subprocess.Popen[bytes]], folder: Path) -> None:
-    """Wait for all processes, or for the first that does not end well."""
+    """Wait for all processes, or for the first that does not end well.
+
+    Once process 0 has ended well, the result is there: the others have `_PATIENCE` seconds to leave, as gloo may not let them.
+    """
+    whole: float | None = None
     while codes := {rank: code for rank, process in enumerate(processes) if (code := process.poll()) != 0}:
         failed = {rank: code for rank, code in codes.items() if code is not None}
         if failed:
@@ -136,6 +140,10 @@ def _wait_for(processes: Sequence[subprocess.Popen[bytes]], folder: Path) -> Non
             if failed[rank] > 0 and errors:
                 raise ChildProcessError(f"a process of this training has failed: {errors[0].read_text()}")
             raise ChildProcessError(f"a process of this training has ended: process {rank} {_reason(failed[rank])}.")
+        if 0 not in codes:
+            whole = whole or time.monotonic()
+            if time.monotonic() - whole > _PATIENCE:
+                return
         time.sleep(0.05)
 
 
