@@ -26,7 +26,7 @@ def conjugate_gradients(matrix: Tensor, right: Tensor, *, tol: float = 1e-6, max
     """Solve `matrix @ x = right` for many right-hand sides, in blocks of columns.
 
     The diagonal preconditions the system (Jacobi). A column is done when its residual falls below `tol` times its
-    right-hand side, both in the Euclidean norm. Arithmetic is in the type of the matrix, so that a matrix of double
+    right-hand side in the Euclidean norm, as they are and divided by the diagonal: a row of small numbers counts too. Arithmetic is in the type of the matrix, so that a matrix of double
     precision can solve for values kept in single precision.
 
     Parameters
@@ -75,13 +75,13 @@ def conjugate_gradients(matrix: Tensor, right: Tensor, *, tol: float = 1e-6, max
 def _solve(matrix: Tensor, scale: Tensor, right: Tensor, tol: float, max_iterations: int) -> Tensor:
     x = torch.zeros_like(right)
     residual = right.clone(memory_format=torch.contiguous_format)
-    goal = tol * right.norm(dim=0)
     direction = residual / scale
     product = (residual * direction).sum(0)
-    size = right.norm(dim=0)
+    size = _norms(residual, direction)
+    goal = tol * size
     for _ in range(max_iterations):
         # Written so that a residual that is no number never counts as converged.
-        active = ~(size <= goal)
+        active = ~(size <= goal).all(0)
         if not active.any():
             return x
         image = matrix @ direction
@@ -92,14 +92,18 @@ def _solve(matrix: Tensor, scale: Tensor, right: Tensor, tol: float, max_iterati
         step = torch.where(active, product / curvature, 0.0)
         x.addcmul_(direction, step)
         residual.addcmul_(image, step, value=-1)
-        size = residual.norm(dim=0)
         preconditioned = residual / scale
+        size = _norms(residual, preconditioned)
         before, product = product, (residual * preconditioned).sum(0)
         direction.mul_(torch.where(active, product / before, 0.0)).add_(preconditioned)
-    failed = int((~(size <= goal)).sum())
+    failed = int((~(size <= goal).all(0)).sum())
     if failed:
         raise FloatingPointError(
             f"conjugate gradients did not reach a relative residual of {tol:.1e} in {max_iterations} iterations for "
-            f"{failed} of {len(size)} columns: the system is nearly singular, or its values are not finite."
+            f"{failed} of {right.shape[1]} columns: the system is nearly singular, or its values are not finite."
         )
     return x
+
+
+def _norms(residual: Tensor, preconditioned: Tensor) -> Tensor:
+    return torch.stack([residual.norm(dim=0), preconditioned.norm(dim=0)])
