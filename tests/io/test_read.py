@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import sparse
 
-from stdenoise._io.read import select_genes
+from stdenoise._io.read import layers_of, select_genes
 from stdenoise._io.write import Places, check_key_is_free, read_denoised, write_denoised
 from stdenoise.spatial.normalize import lognorm
 from stdenoise.spatial.results import Block
@@ -124,7 +124,7 @@ def test_arrays_are_stored_as_they_come_and_found_again(hexagonal):
     some = read_denoised(hexagonal, "some")
     assert list(some.var_names) == ["gene3", "gene5"]
     np.testing.assert_array_equal(some.X, result_of(hexagonal, 2).mean[:, [1, 0]])
-    assert set(some.layers) == {"dropout"}
+    assert set(layers_of(some)) == {"dropout"}
     with pytest.raises(KeyError, match="'none' .* has 'all', 'some'"):
         read_denoised(hexagonal, "none")
     # What was written under a key is free again, and nothing else.

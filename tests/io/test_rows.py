@@ -13,6 +13,7 @@ from hypothesis import strategies as some
 from scipy import sparse
 
 from stdenoise._io import rows as _stream
+from stdenoise._io.read import layers_of
 from stdenoise._io.rows import RowStore, create_arrays, write_arrays, write_elements
 
 pytestmark = pytest.mark.filterwarnings(
@@ -131,7 +132,7 @@ def test_layers_round_trip(path, make_store, monkeypatch, dtype, world):
     arrays = {"mean": values_of(30, 5, dtype), "dropout": values_of(30, 5, dtype, seed=1)}
     fill(make_store(arrays, dtype), path, LAYERS, world=world)
     after = ad.read_zarr(path)
-    assert set(after.layers) == {"dusted_mean", "dusted_dropout", "kept"}
+    assert set(layers_of(after)) == {"dusted_mean", "dusted_dropout", "kept"}
     for name, values in arrays.items():
         layer = after.layers[f"dusted_{name}"]
         assert isinstance(layer, np.ndarray)
@@ -193,7 +194,7 @@ def test_small_parts(path, assert_same):
     }
     write_elements(path, fields, remove=["layers/dusted_mean", "var/b", "obs/none", "obsm/none"])
     after = ad.read_zarr(path)
-    assert list(after.layers) == ["kept"]
+    assert list(layers_of(after)) == ["kept"]
     assert list(after.var) == ["dusted_modelled"]
     assert after.var["dusted_modelled"].tolist() == [True, True, False, False, False]
     assert list(after.var_names) == [f"gene{i}" for i in range(5)]
@@ -213,7 +214,7 @@ def test_missing_groups_are_made_and_seen_by_lazy_readers(path, make_store):
     values = values_of(30, 5)
     fill(make_store({"mean": values}), path, MEAN)
     layers = ad.experimental.read_lazy(path).layers
-    assert list(layers) == ["dusted_mean"]
+    assert [name for name in layers if name is not None] == ["dusted_mean"]
     np.testing.assert_array_equal(layers["dusted_mean"].compute(), values)
 
 

@@ -13,6 +13,7 @@ import torch
 from scipy import sparse
 
 import stdenoise as st
+from stdenoise._io.read import layers_of
 from stdenoise.methods._registry import registered
 
 METHODS = registered()
@@ -106,7 +107,7 @@ def run(adata, name, **arguments):
 def assert_sound(adata, name):
     """Assert that what was written is what is said to be, that all values are finite, and expression is not negative."""
     writes = METHODS[name](**quick(name)).writes
-    found = {key for key in (*adata.layers, *adata.obsm) if name in key}
+    found = {key for key in (*layers_of(adata), *adata.obsm) if name in key}
     assert found == {f"X_{name}" if array == "latent" else f"{name}_{array}" for array in writes}
     for array in set(writes) - {"latent"}:
         values = adata.layers[f"{name}_{array}"]

@@ -12,6 +12,7 @@ import torch
 from scipy import sparse
 
 import stdenoise as st
+from stdenoise._io.read import layers_of
 from stdenoise.methods import DUSTED
 from stdenoise.methods._network import Model, Trained
 
@@ -63,7 +64,7 @@ def applied(section, path, **arguments):
 
 def arrays_of(adata, key):
     """All arrays of a result, of the modelled genes in alphabetical order."""
-    found = {name: values for name, values in adata.layers.items() if name.startswith(key)}
+    found = {name: values for name, values in layers_of(adata).items() if name.startswith(key)}
     found = {name: pd.DataFrame(values, adata.obs_names, adata.var_names) for name, values in found.items()}
     found |= {name: values for name, values in adata.obsm.items() if name.startswith(f"{key}_")}
     return {name: frame.sort_index(axis=1) for name, frame in found.items()} | {
@@ -144,7 +145,7 @@ def test_missing_genes_are_named(section, dusted_model):
     other.var_names = ["Gene7" if name == "gene7" else name for name in other.var_names]
     with pytest.raises(KeyError, match=r"2 of .*\['gene4', 'gene7'\]"):
         applied(other, dusted_model)
-    assert set(other.layers) == {"true_mean"}
+    assert set(layers_of(other)) == {"true_mean"}
 
 
 # Other depth, other spots

@@ -9,6 +9,7 @@ import torch
 from scipy import sparse
 
 import stdenoise as st
+from stdenoise._io.read import layers_of
 from stdenoise.methods.scvi import SCVI, _batch_size
 
 SMALL = {"n_epochs": 2, "n_hidden": 8, "n_latent": 3}
@@ -43,8 +44,8 @@ def scvi():
 )
 def test_arrays_of_the_likelihood(scvi, irregular, likelihood, layers):
     st.tl.denoise(irregular, SCVI(gene_likelihood=likelihood, **SMALL))
-    assert set(irregular.layers) == {f"scvi_{name}" for name in layers}
-    for values in irregular.layers.values():
+    assert set(layers_of(irregular)) == {f"scvi_{name}" for name in layers}
+    for values in layers_of(irregular).values():
         assert np.isfinite(values).all()
         assert (values >= 0).all()
     assert irregular.obsm["X_scvi"].shape == (41, 3)

@@ -10,6 +10,7 @@ from hypothesis import strategies as some
 from scipy import sparse
 
 import stdenoise as st
+from stdenoise._io.read import layers_of
 from stdenoise.methods import DCA, DUSTED, STAGATE
 from stdenoise.tl import _plan as _plan
 from stdenoise.tl._plan import Plan, Size, announce, make_plan
@@ -247,7 +248,7 @@ def test_the_least_memory_gives_the_result_of_much_memory(caplog, name):
         tight = st.tl.denoise(section, method, compute=st.Compute(memory=least), copy=True, **params)
     (line,) = [message for message in caplog.messages if message.startswith("plan")]
     assert int(re.search(r"plan: (\d+) spots at a time", line)[1]) < 100
-    for key, value in whole.layers.items():
+    for key, value in layers_of(whole).items():
         np.testing.assert_allclose(tight.layers[key], value, rtol=2e-4, atol=1e-6)
     np.testing.assert_allclose(tight.obsm[f"X_{method}"], whole.obsm[f"X_{method}"], rtol=2e-4, atol=1e-5)
     for key, values in whole.uns[method]["history"].items():

@@ -21,6 +21,7 @@ import stdenoise as st
 from stdenoise import __main__ as cli
 from stdenoise._io import rows, sink
 from stdenoise._io import section as sections
+from stdenoise._io.read import layers_of
 from stdenoise._io.section import open_section
 from stdenoise._io.source import Source
 from stdenoise.methods import DCA, DUSTED
@@ -149,7 +150,7 @@ def rest_is_kept(freeze, assert_same):
     def rest(adata, key):
         copy = adata.copy()
         for holder in (copy.layers, copy.obsm, copy.uns):
-            for name in [name for name in holder if key in name]:
+            for name in [name for name in holder if name is not None and key in name]:
                 del holder[name]
         copy.var = copy.var.drop(columns=f"{key}_modelled", errors="ignore")
         # The disk knows fewer types of numbers.
@@ -342,7 +343,7 @@ def test_chosen_arrays_of_half_precision(section, on_disk, tmp_path, patches, ne
     wanted = {"dusted_mean", *(f"dusted_{name}" for name in arrays if name != "latent")}
     streamed = stream(on_disk / "in.zarr", tmp_path / "out.zarr", network, **options)
     for half in (st.tl.denoise(section, network, copy=True, **options), streamed):
-        assert {name for name in half.layers if name.startswith("dusted")} == wanted
+        assert {name for name in layers_of(half) if name.startswith("dusted")} == wanted
         written = {f"layers/{name}" for name in wanted} | {"uns/dusted"}
         assert set(half.uns["dusted"]["written"]) == written | ({"obsm/X_dusted"} if "latent" in arrays else set())
         for name in wanted:
@@ -400,7 +401,7 @@ def test_an_earlier_result_is_replaced_as_a_whole_and_back_by_some_genes(
         # What was not written by a run under this key is kept.
         assert_same(adata.layers["dusted_kept"], earlier.layers["dusted_kept"])
         rest_is_kept(adata, earlier)
-    assert {name for name in again.layers if name.startswith("dusted")} == {"dusted_kept"}
+    assert {name for name in layers_of(again) if name.startswith("dusted")} == {"dusted_kept"}
 
 
 # Faults
@@ -492,12 +493,12 @@ def test_a_disk_that_is_full_when_the_zarr_is_written(failing, monkeypatch):
 
 def test_counts_that_cannot_be_read_or_are_none(section, on_disk, tmp_path, failing, run, model):
     source = Path(shutil.copytree(on_disk / "in.zarr", tmp_path / "in.zarr"))
-    (chunk,) = [path for path in (source / "X" / "data").rglob("*") if path.is_file() and path.stat().st_size > 500]
+    chunk = max((path for path in (source / "X" / "data").rglob("[0-9]*")), key=lambda path: path.stat().st_size)
     chunk.write_bytes(chunk.read_bytes()[:200])
     failing(OSError, r"rows 0 to \d+ of adata\.X: .", source=source)
     done = run("denoise", source, tmp_path / "other.zarr", "--model", model)
     assert done.exit_code == 2
-    assert re.match(r"Error: .*rows 0 to \d+ of X of '.*in\.zarr': .*damaged", done.stderr)
+    assert re.match(r"Error: .*rows 0 to \d+ of X of '.*in\.zarr': .*(damaged|checksum)", done.stderr)
     assert not (tmp_path / "other.zarr").exists()
     other = section.copy()
     other.X = section.X * 0.3

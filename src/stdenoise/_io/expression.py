@@ -12,6 +12,7 @@ from scipy import sparse
 
 from stdenoise._base import keys as _keys
 from stdenoise._base.checks import check_choice, lookup, near_match
+from stdenoise._io.read import layers_of
 from stdenoise.spatial.normalize import Matrix, lognorm
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ def read_expression(
 def _find(adata: AnnData, layer: str | None) -> tuple[Any, pd.Index, str, Scale]:
     if layer is None:
         if adata.X is None:
-            raise ValueError(f"adata.X is None; name a layer, one of {list(adata.layers)}.")
+            raise ValueError(f"adata.X is None; name a layer, one of {list(layers_of(adata))}.")
         return adata.X, adata.var_names, "adata.X", "counts"
     if not isinstance(layer, str):
         raise TypeError(f"layer must be a name or None, not {layer!r}.")
@@ -117,7 +118,7 @@ def _find(adata: AnnData, layer: str | None) -> tuple[Any, pd.Index, str, Scale]
     if layer in frames:
         frame = adata.obsm[layer]
         return frame.to_numpy(), frame.columns, f"adata.obsm[{layer!r}]", scale
-    available = [*adata.layers, *frames]
+    available = [*layers_of(adata), *frames]
     raise KeyError(
         f"{layer!r} is neither a layer nor a denoised result; there are {available or 'none'}, and None stands for X."
         f"{near_match(layer, available)}"

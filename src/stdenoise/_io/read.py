@@ -68,13 +68,18 @@ def read_counts(adata: AnnData, layer: str | None, *, allow_fractions: bool = Fa
     where = "adata.X" if layer is None else f"adata.layers[{layer!r}]"
     matrix = adata.X if layer is None else lookup(adata.layers, layer, where="adata.layers")
     if matrix is None:
-        raise ValueError(f"adata.X is None; pass layer=, one of {list(adata.layers)}.")
+        raise ValueError(f"adata.X is None; pass layer=, one of {list(layers_of(adata))}.")
     if not sparse.issparse(matrix) and not isinstance(matrix, np.ndarray):
         raise TypeError(f"{where} must be a numpy array or a scipy sparse matrix, not {type(matrix).__name__}.")
     check_counts(
         matrix.data if sparse.issparse(matrix) else matrix[matrix != 0], where=where, allow_fractions=allow_fractions
     )
     return sparse.csr_matrix(matrix)
+
+
+def layers_of(adata: AnnData) -> dict[str, Any]:
+    """Layers by name; since anndata 0.13 `adata.layers` has `X`, too, under `None`."""
+    return {name: value for name, value in adata.layers.items() if name is not None}
 
 
 def check_anndata(adata: Any, *, in_memory: bool = True) -> None:

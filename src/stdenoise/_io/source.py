@@ -22,6 +22,7 @@ from scipy import sparse
 from stdenoise._base.checks import lookup
 from stdenoise._base.files import check_readable
 from stdenoise._io.disk import consolidate, read
+from stdenoise._io.read import layers_of
 
 _SMALL = ("obs", "var", "obsm", "varm", "obsp", "varp", "uns")
 _CHUNK = 2**20
@@ -200,7 +201,7 @@ def open_source(data: Path | AnnData, layer: str | None) -> Source:
 def _elements(data: Path | AnnData) -> Iterator[dict[str, Any]]:
     """`X`, `layers`, `raw` and all else by name, without loading them."""
     if not isinstance(data, Path):
-        elements = {name: getattr(data, name) for name in ("X", "layers", "raw", *_SMALL)}
+        elements = {name: getattr(data, name) for name in ("X", "raw", *_SMALL)} | {"layers": layers_of(data)}
         yield {name: value for name, value in elements.items() if value is not None}
     elif data.suffix == ".h5ad":
         import h5py
@@ -371,7 +372,8 @@ def _copy_rows(group: Any, matrix: Any) -> None:
             if start == 0:
                 group.create_array(name, shape=(0,), dtype=values.dtype, chunks=(_CHUNK,))
             group[name].append(values)
-    _copy_array(group, "indptr", indptr)
+    # Old releases of scipy want it of the type of the indices.
+    _copy_array(group, "indptr", indptr.astype(np.int32) if indptr[-1] <= np.iinfo(np.int32).max else indptr)
 
 
 def _copy_array(group: Any, name: str, array: Any) -> None:

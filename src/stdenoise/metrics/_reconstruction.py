@@ -226,7 +226,7 @@ def _score_genes(
     n_spots, n_genes = sides[0].shape
     n_cells = n_spots if lattice is None else lattice.shape[0] * lattice.shape[1]
     size = BLOCK_ENTRIES * n_spots // n_cells
-    inside = {name: torch.from_numpy(spots).to(device) for name, spots in groups.items()}
+    inside = {name: torch.tensor(spots, device=device) for name, spots in groups.items()}
     columns = ["mse", "rmse", "pearson", "ssim", "mse_counts"]
     out = {name: {column: np.full(n_genes, np.nan) for column in columns} for name in groups}
     similarity, n_defined = torch.zeros(n_spots, dtype=torch.float64, device=device), 0
