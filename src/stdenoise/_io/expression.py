@@ -12,7 +12,8 @@ from scipy import sparse
 
 from stdenoise._base import keys as _keys
 from stdenoise._base.checks import check_choice, lookup, near_match
-from stdenoise._io.read import layers_of
+from stdenoise._io.matrix import read_numbers
+from stdenoise._io.read import layers_of, read_dense, read_highly_variable
 from stdenoise.spatial.normalize import Matrix, lognorm
 
 if TYPE_CHECKING:
@@ -83,10 +84,7 @@ def read_expression(
     """
     check_choice("scale", scale, ["auto", "counts", "log1p"])
     values, names, where, stored = _find(adata, layer)
-    if not sparse.issparse(values):
-        values = np.asarray(values)
-    if values.dtype.kind not in "iufb":
-        raise TypeError(f"{where} must hold real numbers, not {values.dtype}.")
+    values = read_numbers(values, where)
     data = values.data if sparse.issparse(values) else values
     if not np.isfinite(data).all():
         raise ValueError(f"{where} has {(~np.isfinite(data)).sum()} NaN or infinite values.")
@@ -117,7 +115,7 @@ def _find(adata: AnnData, layer: str | None) -> tuple[Any, pd.Index, str, Scale]
         return adata.layers[layer], adata.var_names, f"adata.layers[{layer!r}]", scale
     if layer in frames:
         frame = adata.obsm[layer]
-        return frame.to_numpy(), frame.columns, f"adata.obsm[{layer!r}]", scale
+        return frame, frame.columns, f"adata.obsm[{layer!r}]", scale
     available = [*layers_of(adata), *frames]
     raise KeyError(
         f"{layer!r} is neither a layer nor a denoised result; there are {available or 'none'}, and None stands for X."
@@ -137,9 +135,7 @@ def _positions(adata: AnnData, names: pd.Index, genes: Sequence[str] | str, wher
     if isinstance(genes, str):
         if genes != _keys.HIGHLY_VARIABLE:
             raise ValueError(f"genes={genes!r} is not valid; choose None, 'highly_variable' or a list of gene names.")
-        if _keys.HIGHLY_VARIABLE not in adata.var:
-            raise KeyError("'highly_variable' is not in adata.var. Run sc.pp.highly_variable_genes first.")
-        chosen = adata.var_names[adata.var[_keys.HIGHLY_VARIABLE].to_numpy(dtype=bool)]
+        chosen = adata.var_names[read_highly_variable(adata)]
         positions = np.flatnonzero(names.isin(chosen))
     else:
         wanted = list(genes)
@@ -165,10 +161,9 @@ def read_values(
         raise ValueError(f"{' and '.join(given)} do not apply with use_rep={use_rep!r}, which is clustered as it is.")
     where = f"adata.obsm[{use_rep!r}]"
     values = lookup(adata.obsm, use_rep, where="adata.obsm")
-    points = np.asarray(values.toarray() if sparse.issparse(values) else values)
-    if points.ndim != 2 or points.dtype.kind not in "iufb":
-        raise TypeError(f"{where} must be a matrix of numbers, not {points.dtype} of shape {points.shape}.")
-    points = points.astype(np.float64)
+    points = read_dense(values, where).astype(np.float64)
+    if points.ndim != 2:
+        raise TypeError(f"{where} must be a matrix, not of shape {points.shape}.")
     bad = int((~np.isfinite(points).all(axis=1)).sum())
     if bad:
         raise ValueError(f"{where} has NaN or infinite values in {bad} of {len(points)} spots.")

@@ -19,6 +19,7 @@ from stdenoise._base import keys as _keys
 from stdenoise._base.checks import lookup, near_match, refuse_key
 from stdenoise._base.inputs import Inputs
 from stdenoise._base.keys import GraphKeys
+from stdenoise._io.matrix import read_numbers
 from stdenoise.spatial.graph import SpatialGraph
 from stdenoise.spatial.spots import SPATIAL, Tissue
 
@@ -41,12 +42,7 @@ def select_genes(adata: AnnData, genes: str | Sequence[str] | None) -> np.ndarra
             raise ValueError(
                 f"genes={genes!r} is not valid; choose None (all genes), 'highly_variable' or a list of gene names."
             )
-        chosen = lookup(
-            adata.var, _keys.HIGHLY_VARIABLE, where="adata.var", advice="Run sc.pp.highly_variable_genes first."
-        )
-        if chosen.isna().any():
-            raise ValueError(f"adata.var['highly_variable'] has {chosen.isna().sum()} missing values.")
-        positions = np.flatnonzero(chosen.to_numpy(dtype=bool))
+        positions = np.flatnonzero(read_highly_variable(adata))
     else:
         if not isinstance(genes, Iterable):
             raise TypeError(f"genes must be None, 'highly_variable' or a list of gene names, not {genes!r}.")
@@ -63,14 +59,29 @@ def select_genes(adata: AnnData, genes: str | Sequence[str] | None) -> np.ndarra
     return positions
 
 
+def read_highly_variable(adata: AnnData) -> np.ndarray:
+    """Read which genes are marked, shape `(n_genes,)`: a column of `True` and `False`, or of 1 and 0."""
+    key = _keys.HIGHLY_VARIABLE
+    column = lookup(adata.var, key, where="adata.var", advice="Run sc.pp.highly_variable_genes first.")
+    if column.isna().any():
+        raise ValueError(f"adata.var[{key!r}] has {column.isna().sum()} missing values.")
+    values = np.asarray(column.to_list())
+    if values.dtype.kind not in "iufb" or not np.isin(values, (0, 1)).all():
+        bad = next(value for value in values.tolist() if isinstance(value, str) or value not in (0, 1))
+        raise TypeError(
+            f"adata.var[{key!r}] must hold True and False, not {bad!r}. "
+            f"Of text: adata.var[{key!r}] = adata.var[{key!r}] == 'True'."
+        )
+    return values.astype(bool)
+
+
 def read_counts(adata: AnnData, layer: str | None, *, allow_fractions: bool = False) -> sparse.csr_matrix:
     """Read and check the raw counts of all genes, as a CSR matrix that may share memory with the AnnData."""
     where = "adata.X" if layer is None else f"adata.layers[{layer!r}]"
     matrix = adata.X if layer is None else lookup(adata.layers, layer, where="adata.layers")
     if matrix is None:
         raise ValueError(f"adata.X is None; pass layer=, one of {list(layers_of(adata))}.")
-    if not sparse.issparse(matrix) and not isinstance(matrix, np.ndarray):
-        raise TypeError(f"{where} must be a numpy array or a scipy sparse matrix, not {type(matrix).__name__}.")
+    matrix = read_numbers(matrix, where)
     check_counts(
         matrix.data if sparse.issparse(matrix) else matrix[matrix != 0], where=where, allow_fractions=allow_fractions
     )
@@ -169,16 +180,24 @@ def find_spatial_key(adata: AnnData, spatial_key: str) -> str:
     return spatial_key
 
 
+def read_dense(values: Any, where: str) -> np.ndarray:
+    """Read numbers as a dense array."""
+    numbers = read_numbers(values, where)
+    dense: np.ndarray = numbers.toarray() if sparse.issparse(numbers) else numbers
+    return dense
+
+
 def read_coordinates(adata: AnnData, spatial_key: str) -> np.ndarray:
     """Read the coordinates, shape `(n_spots, 2)` or `(n_spots, 3)`, or raise."""
     spatial_key = find_spatial_key(adata, spatial_key)
     values = lookup(adata.obsm, spatial_key, where="adata.obsm", advice=ADVICE["coordinates"])
-    coordinates = np.asarray(values, dtype=np.float64)
+    where = f"adata.obsm[{spatial_key!r}]"
+    coordinates = read_dense(values, where).astype(np.float64)
     if coordinates.ndim != 2 or coordinates.shape[1] not in (2, 3):
-        raise ValueError(f"adata.obsm[{spatial_key!r}] must have 2 or 3 columns, but has shape {coordinates.shape}.")
+        raise ValueError(f"{where} must have 2 or 3 columns, but has shape {coordinates.shape}.")
     bad = int((~np.isfinite(coordinates).all(axis=1)).sum())
     if bad:
-        raise ValueError(f"adata.obsm[{spatial_key!r}] has NaN or infinite coordinates in {bad} spots.")
+        raise ValueError(f"{where} has NaN or infinite coordinates in {bad} spots.")
     return coordinates
 
 
@@ -201,16 +220,14 @@ def read_graph(adata: AnnData, graph_key: str) -> sparse.csr_matrix:
             f"adata.obsp[{key!r}] has shape {adjacency.shape}, but adata has {adata.n_obs} spots; "
             "build the graph again: st.pp.spatial_graph(adata)."
         )
-    return sparse.csr_matrix(adjacency)
+    return sparse.csr_matrix(read_numbers(adjacency, f"adata.obsp[{key!r}]"))
 
 
 def read_features(adata: AnnData, features_key: str) -> np.ndarray:
     """Read image features, shape `(n_spots, n_features)`, or raise."""
     values = lookup(adata.obsm, features_key, where="adata.obsm", advice=ADVICE["features"])
     where = f"adata.obsm[{features_key!r}]"
-    features = values.toarray() if sparse.issparse(values) else np.asarray(values)
-    if features.dtype.kind not in "iufb":
-        raise TypeError(f"{where} must hold numbers, not {features.dtype}.")
+    features = read_dense(values, where)
     if features.ndim != 2 or features.shape[1] == 0:
         raise ValueError(f"{where} must have shape (n_spots, n_features), not {features.shape}.")
     bad = int((~np.isfinite(features).all(axis=1)).sum())

@@ -22,6 +22,7 @@ from scipy import sparse
 from stdenoise._base.checks import lookup
 from stdenoise._base.files import check_readable
 from stdenoise._io.disk import consolidate, read
+from stdenoise._io.matrix import check_pointers, native, read_numbers
 from stdenoise._io.read import layers_of
 
 _SMALL = ("obs", "var", "obsm", "varm", "obsp", "varp", "uns")
@@ -56,12 +57,15 @@ class Source:
         What was opened.
     layer
         Layer of the counts; `None` for `X`.
+    opened
+        What `light` had when it was opened, by place.
     """
 
     light: AnnData
     where: str
     data: Path | AnnData
     layer: str | None
+    opened: Mapping[str, Any]
 
     def row_blocks(self, entries: int = 2**24) -> Iterator[tuple[int, sparse.csr_matrix]]:
         """Read the counts of all genes from the first spot to the last.
@@ -114,13 +118,7 @@ class Source:
 
     def added(self) -> dict[str, Any]:
         """What was put into `light` since the data was opened, by place, such as `"obsp/spatial_distances"`."""
-        with _elements(self.data) as elements:
-            return {
-                f"{name}/{key}": value
-                for name in ("obsm", "varm", "obsp", "varp", "uns")
-                for key, value in getattr(self.light, name).items()
-                if key not in elements.get(name, {})
-            }
+        return {place: value for place, value in _parts(self.light) if value is not self.opened.get(place)}
 
     def copy_to(self, path: Path) -> None:
         """Write all that the data has to a new `.zarr`, without loading `X` or layers.
@@ -194,7 +192,14 @@ def open_source(data: Path | AnnData, layer: str | None) -> Source:
         shape = _counts(elements, layer, where).shape
     if shape != light.shape:
         raise OSError(f"{where} is damaged: it has shape {shape}, not {light.shape}.")
-    return Source(light, where, data, layer)
+    return Source(light, where, data, layer, dict(_parts(light)))
+
+
+def _parts(light: AnnData) -> Iterator[tuple[str, Any]]:
+    """What surrounds the counts, by place."""
+    for name in ("obsm", "varm", "obsp", "varp", "uns"):
+        for key, value in getattr(light, name).items():
+            yield f"{name}/{key}", value
 
 
 @contextmanager
@@ -221,7 +226,7 @@ def _counts(elements: Mapping[str, Any], layer: str | None, where: str) -> Any:
     matrix = _group_of(matrix)
     kind = _encoding(matrix) or getattr(getattr(matrix, "_meta", matrix), "format", "array")
     if sparse.issparse(matrix):
-        matrix = sparse.csr_matrix(matrix)
+        matrix = sparse.csr_matrix(read_numbers(matrix, where))
         return _Csr(matrix.data, matrix.indices, matrix.indptr, matrix.shape)
     if kind.startswith("csc"):
         raise ValueError(
@@ -233,7 +238,12 @@ def _counts(elements: Mapping[str, Any], layer: str | None, where: str) -> Any:
         incomplete = any(
             getattr(part, "nchunks_initialized", 0) < getattr(part, "nchunks", 0) for part in (data, indices)
         )
-        return _Csr(data, indices, matrix["indptr"][:], (n_rows, n_columns), incomplete)
+        pointers = matrix["indptr"]
+        if pointers.shape[0] != n_rows + 1:  # Before they are read: a damaged length may be any.
+            raise ValueError(f"{where} is damaged: it has {pointers.shape[0]} row pointers for {n_rows} rows.")
+        indptr = pointers[:]
+        check_pointers(indptr, int(data.shape[0]), n_rows, where)
+        return _Csr(data, indices, indptr, (n_rows, n_columns), incomplete)
     if len(getattr(matrix, "shape", ())) != 2:
         raise TypeError(f"{where} must be a matrix, not {type(matrix).__name__}.")
     return matrix
@@ -277,7 +287,7 @@ def _read_rows(matrix: Any, start: int, stop: int) -> sparse.csr_matrix:
         rows = matrix[start:stop]
         if hasattr(rows, "dask"):
             rows = rows.compute()
-        return sparse.csr_matrix(rows)
+        return sparse.csr_matrix(native(rows) if isinstance(rows, np.ndarray) else rows)
     n_columns = matrix.shape[1]
     begin, end = int(matrix.indptr[start]), int(matrix.indptr[stop])
     for part in (matrix.data, matrix.indices):
@@ -291,7 +301,7 @@ def _read_rows(matrix: Any, start: int, stop: int) -> sparse.csr_matrix:
         in_row = np.repeat(np.arange(stop - start), np.diff(indptr))
         if not data.all() or (np.bincount(in_row[indices == 0], minlength=1) > 1).any():
             raise ValueError("chunks of the file are missing.")
-    return sparse.csr_matrix((data, indices, indptr), shape=(stop - start, n_columns))
+    return sparse.csr_matrix((native(data), indices, indptr), shape=(stop - start, n_columns))
 
 
 def _copy_folder(source: Path, target: Path) -> None:

@@ -14,7 +14,7 @@ from stdenoise._base.random import torch_generator
 from stdenoise.methods._base import Method
 from stdenoise.methods._soundness import Soundness
 from stdenoise.spatial.results import Block
-from stdenoise.spatial.spots import Spots
+from stdenoise.spatial.spots import SPATIAL, Spots
 from stdenoise.train.checkpoint import Checkpoint, load_tensors, save_tensors
 from stdenoise.train.devices import spawn
 from stdenoise.train.patches import Patch, Patches
@@ -232,12 +232,28 @@ def _work(fabric: Any, network: Network, spots: Spots, run: Run) -> Model:
 
 
 def _identity(network: Network, spots: Spots, seed: int) -> dict[str, Any]:
-    """What makes a training this one and no other."""
+    """What makes a training this one and no other: all that its result depends on."""
+    counts = spots.counts
+    parts = [counts.crow_indices(), counts.col_indices(), counts.values(), spots.size_factors]
+    graphs = {
+        name if name != SPATIAL else "graph": f"{graph.n_edges} edges ({_checksum(graph.crow, graph.col)})"
+        for name, graph in spots.graphs.items()
+    }
     return {
         "method": network.info.name,
         "parameters": str(asdict(network.config)),
         "seed": seed,
         "spots": len(spots.size_factors),
         "genes": f"{len(spots.genes)} ({zlib.crc32(chr(0).join(spots.genes).encode()):08x})",
-        "counts": f"{zlib.crc32((spots.size_factors * spots.median_total).cpu().numpy().tobytes()):08x}",
+        "counts": f"{counts.values().shape[0]} above 0 ({_checksum(*parts)}), median total {spots.median_total:.9g}",
+        **graphs,
+        **{name: _checksum(values) for name, values in spots.arrays.items()},
     }
+
+
+def _checksum(*tensors: Tensor) -> str:
+    checksum = 0
+    for tensor in tensors:
+        # Not copied: counts may be mapped from files.
+        checksum = zlib.crc32(tensor.cpu().contiguous().numpy().reshape(-1).view("uint8"), checksum)
+    return f"{checksum:08x}"

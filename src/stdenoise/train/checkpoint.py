@@ -122,9 +122,10 @@ class Checkpoint:
         if not self.resume or not self.path.exists():
             return None
         state = load_tensors(self.path, "checkpoint")
-        other = [name for name, value in self.identity.items() if state["identity"].get(name) != value]
+        names = sorted(self.identity.keys() | state["identity"].keys())
+        other = [name for name in names if self.identity.get(name) != state["identity"].get(name)]
         if other:
-            found = ", ".join(f"{name} {state['identity'].get(name)!r}, now {self.identity[name]!r}" for name in other)
+            found = ", ".join(f"{name} {state['identity'].get(name)!r}, now {self.identity.get(name)!r}" for name in other)
             raise ValueError(f"{str(self.path)!r} is the checkpoint of another run: {found}.")
         return state
 
