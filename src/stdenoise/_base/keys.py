@@ -7,6 +7,10 @@ from dataclasses import dataclass
 SPATIAL = "spatial"
 SPATIAL_FALLBACK = "X_spatial"
 HIGHLY_VARIABLE = "highly_variable"
+SCALES = "scales"
+"""In `uns`: `"counts"` or `"log1p"` by the name of a layer, or `"X"`, where the user has said it."""
+TRUE_MEAN = "true_mean"
+"""Layer of simulated tissues: expected counts."""
 
 
 @dataclass(frozen=True)

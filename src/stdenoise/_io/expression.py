@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,7 +21,11 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 
+logger = logging.getLogger("stdenoise")
+
 Scale = Literal["counts", "log1p"]
+_LOOKED_AT = 2**20
+"""Values that tell whether all are whole numbers."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +78,7 @@ def read_expression(
     genes
         All genes of the matrix, `"highly_variable"`, or names; the columns come in this order.
     scale
-        `"counts"`, `"log1p"`, or `"auto"`: what stdenoise stored about the layer, and counts for other layers.
+        `"counts"`, `"log1p"`, or `"auto"`: what stdenoise stored about the layer, or the user in `uns["scales"]`, and counts for others.
 
     Raises
     ------
@@ -83,7 +88,7 @@ def read_expression(
         The values are not finite numbers, or the scale is not valid.
     """
     check_choice("scale", scale, ["auto", "counts", "log1p"])
-    values, names, where, stored = _find(adata, layer)
+    values, names, where, name = _find(adata, layer)
     values = read_numbers(values, where)
     data = values.data if sparse.issparse(values) else values
     if not np.isfinite(data).all():
@@ -96,26 +101,28 @@ def read_expression(
         if not values.has_canonical_format:
             values = values.copy()
             values.sum_duplicates()
-    return Expression(values, names, stored if scale == "auto" else scale, where)  # type: ignore[arg-type]
+    if scale == "auto":
+        scale = _stored_scale(adata, name) or _assumed_scale(adata, name, data, where)
+    return Expression(values, names, scale, where)  # type: ignore[arg-type]
 
 
-def _find(adata: AnnData, layer: str | None) -> tuple[Any, pd.Index, str, Scale]:
+def _find(adata: AnnData, layer: str | None) -> tuple[Any, pd.Index, str, str]:
+    """Values, names of the columns, how they are called, and their name: `"X"`, or that of a layer or DataFrame."""
     if layer is None:
         if adata.X is None:
             raise ValueError(f"adata.X is None; name a layer, one of {list(layers_of(adata))}.")
-        return adata.X, adata.var_names, "adata.X", "counts"
+        return adata.X, adata.var_names, "adata.X", "X"
     if not isinstance(layer, str):
         raise TypeError(f"layer must be a name or None, not {layer!r}.")
     frames = [name for name, value in adata.obsm.items() if isinstance(value, pd.DataFrame)]
     record = adata.uns.get(layer)
     if layer not in adata.layers and layer not in frames and isinstance(record, Mapping) and "written" in record:
         layer = _keys.ResultKeys(layer).mean
-    scale = _stored_scale(adata, layer)
     if layer in adata.layers:
-        return adata.layers[layer], adata.var_names, f"adata.layers[{layer!r}]", scale
+        return adata.layers[layer], adata.var_names, f"adata.layers[{layer!r}]", layer
     if layer in frames:
         frame = adata.obsm[layer]
-        return frame, frame.columns, f"adata.obsm[{layer!r}]", scale
+        return frame, frame.columns, f"adata.obsm[{layer!r}]", layer
     available = [*layers_of(adata), *frames]
     raise KeyError(
         f"{layer!r} is neither a layer nor a denoised result; there are {available or 'none'}, and None stands for X."
@@ -123,11 +130,42 @@ def _find(adata: AnnData, layer: str | None) -> tuple[Any, pd.Index, str, Scale]
     )
 
 
-def _stored_scale(adata: AnnData, name: str) -> Scale:
-    """Return the scale that a denoised result recorded for this layer; counts where nothing is known."""
+def _stored_scale(adata: AnnData, name: str) -> str | None:
+    """Return the scale that the user or a denoised result has recorded; `None` where nothing is known."""
+    said = adata.uns.get(_keys.SCALES, {})
+    if isinstance(said, Mapping) and name in said:
+        check_choice(f"adata.uns[{_keys.SCALES!r}][{name!r}]", str(said[name]), ["counts", "log1p"])
+        return str(said[name])
     for key, record in adata.uns.items():
-        if isinstance(record, Mapping) and "written" in record and name == _keys.ResultKeys(str(key)).mean:
-            return "log1p" if record.get("scale") == "log1p" else "counts"
+        if not (isinstance(record, Mapping) and "written" in record):
+            continue
+        if name == record.get("place", _keys.ResultKeys(str(key)).mean):
+            # Of values that scanpy has logged since then, nothing is known.
+            return None if name == "X" and "log1p" in adata.uns else str(record.get("scale", "counts"))
+    return None
+
+
+def _assumed_scale(adata: AnnData, name: str, data: np.ndarray, where: str) -> str:
+    """Return `"counts"`, and say so where the values do not look like it; raise for a result that has lost its record."""
+    some = data.reshape(-1)[:_LOOKED_AT]
+    if some.dtype.kind != "f" or (some == np.rint(some)).all():
+        return "counts"
+    advice = f"Say it: adata.uns[{_keys.SCALES!r}] = {{{name!r}: 'counts'}}, or 'log1p'."
+    key = name.removesuffix("_mean")
+    if name not in (key, _keys.TRUE_MEAN):
+        raise ValueError(
+            f"nothing says on which scale {where} is: it looks like a result of stdenoise, but adata.uns[{key!r}], its record, is "
+            f"not there, as after ad.concat without uns_merge='first'. {advice}"
+        )
+    if name != _keys.TRUE_MEAN:
+        logged = " scanpy's log1p was run on this AnnData." if name == "X" and "log1p" in adata.uns else ""
+        logger.warning(
+            "%s has fractional values, such as %g, and is taken for counts.%s %s",
+            where,
+            some[some != np.rint(some)][0],
+            logged,
+            advice,
+        )
     return "counts"
 
 

@@ -77,7 +77,12 @@ def check_pattern(indptr: np.ndarray, indices: np.ndarray, n_entries: int, shape
 
 def check_pointers(indptr: np.ndarray, n_entries: int, n_rows: int, where: str) -> None:
     """Raise where row pointers do not go from the first entry to the last."""
-    if len(indptr) != n_rows + 1 or indptr[0] != 0 or indptr[-1] != n_entries or (np.diff(indptr.astype(np.int64, copy=False)) < 0).any():
+    if (
+        len(indptr) != n_rows + 1
+        or indptr[0] != 0
+        or indptr[-1] != n_entries
+        or (np.diff(indptr.astype(np.int64, copy=False)) < 0).any()
+    ):
         raise ValueError(f"{where} is damaged: its row pointers do not go from 0 to {n_entries}, its entries.")
 
 

@@ -49,7 +49,8 @@ def check_key_is_free(adata: AnnData, key: str, layers: Collection[str] | None =
     taken = [t for t in targets if t not in owned and (t in there or _holder(adata, t)[1] in _holder(adata, t)[0])]
     if taken:
         raise ValueError(
-            f"{', '.join(taken)} exists and was not written by stdenoise; choose another name with key_added=."
+            f"{', '.join(taken)} exists, and no record in adata.uns[{names.uns!r}] says that stdenoise wrote it (ad.concat drops the record "
+            "without uns_merge='first'); choose another name with key_added=, or remove it."
         )
 
 
@@ -196,14 +197,27 @@ def write_denoised(
 def stored_provenance(adata: AnnData, key: str) -> Mapping[str, Any]:
     """Return what `write_denoised` stored in `uns` under this key, or raise a `KeyError` that lists the results there are."""
     results = {k: v for k, v in adata.uns.items() if isinstance(v, Mapping) and "written" in v}
-    return lookup(results, key, where="the denoised results of adata", advice="Run st.tl.denoise(adata) first.")
+    advice = "Run st.tl.denoise(adata) first."
+    if (mean := ResultKeys(str(key)).mean) in (*adata.layers, *adata.obsm):
+        advice = f"{mean!r} is there without its record in adata.uns, as after ad.concat: pass uns_merge='first'."
+    return lookup(results, key, where="the denoised results of adata", advice=advice)
 
 
 def read_denoised(adata: AnnData, key: str) -> AnnData:
     """Return a stored result as an AnnData of the modelled genes; nothing in it is shared with the original."""
     provenance = stored_provenance(adata, key)
     names = ResultKeys(key)
-    var = adata.var[adata.var[names.modelled]] if names.modelled in adata.var else adata.var
+    var = adata.var
+    if not isinstance(provenance["genes"], str):
+        genes = pd.Index(provenance["genes"])
+        # The mark survives a choice of genes; ad.concat drops it.
+        var = var[var[names.modelled]] if names.modelled in var else var[var.index.isin(genes)]
+        unknown = list(var.index.difference(genes)) or ([] if len(var) else list(adata.var_names))
+        if unknown:
+            raise KeyError(
+                f"{key!r} has no genes {unknown[:3]}: when it was made, its {len(genes)} genes were called {list(genes[:3])} and so on. "
+                "Give adata.var_names their old names, or denoise again."
+            )
     values = {
         name: np.array(adata.layers[name] if name in adata.layers else adata.obsm[name][list(var.index)])
         for name in (names.mean, names.dispersion, names.dropout)
@@ -216,7 +230,8 @@ def read_denoised(adata: AnnData, key: str) -> AnnData:
         var=var.copy(),
         layers={name.removeprefix(f"{key}_"): array for name, array in values.items()},
         obsm={name: np.array(adata.obsm[name]) for name in kept},
-        uns={key: deepcopy(dict(provenance))},
+        # Where the mean is here, and thus the scale of which values the record has.
+        uns={key: {**deepcopy(dict(provenance)), "place": "X"}},
     )
 
 

@@ -255,5 +255,5 @@ def _checksum(*tensors: Tensor) -> str:
     checksum = 0
     for tensor in tensors:
         # Not copied: counts may be mapped from files.
-        checksum = zlib.crc32(tensor.cpu().contiguous().numpy().reshape(-1).view("uint8"), checksum)
+        checksum = zlib.crc32(tensor.cpu().contiguous().numpy().reshape(-1).view("uint8").data, checksum)
     return f"{checksum:08x}"

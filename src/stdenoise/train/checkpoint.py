@@ -125,7 +125,9 @@ class Checkpoint:
         names = sorted(self.identity.keys() | state["identity"].keys())
         other = [name for name in names if self.identity.get(name) != state["identity"].get(name)]
         if other:
-            found = ", ".join(f"{name} {state['identity'].get(name)!r}, now {self.identity.get(name)!r}" for name in other)
+            found = ", ".join(
+                f"{name} {state['identity'].get(name)!r}, now {self.identity.get(name)!r}" for name in other
+            )
             raise ValueError(f"{str(self.path)!r} is the checkpoint of another run: {found}.")
         return state
 
