@@ -1,6 +1,7 @@
 import contextlib
 import inspect
 import logging
+import os
 import re
 import signal
 import subprocess
@@ -449,3 +450,44 @@ def test_the_summary_comes_from_the_first_process(run, section, tmp_path, monkey
         assert result.exit_code == 0, result.output
         assert ("method" in result.stdout) == speaks
         assert (tmp_path / f"out{rank}.h5ad").exists() == speaks
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="POSIX signals")
+@pytest.mark.parametrize("number", ["SIGTERM", "SIGHUP", "SIGINT"])
+@pytest.mark.parametrize(
+    "phase", ["_io.section.open_section", "_io.disk.write", "_io.source.Source.copy_to", "_io.sorted.sort_counts"]
+)
+def test_a_signal_in_any_phase_ends_with_130_and_leaves_nothing(tmp_path, section, number, phase):
+    """The process sends the signal to itself in the middle of what it does."""
+    owner, name = f"stdenoise.{phase}".rsplit(".", 1)
+    code = (
+        "import os, pkgutil, signal, sys\n"
+        "import stdenoise.__main__ as cli, stdenoise.tl._denoise, stdenoise._io.section, stdenoise._io.sink\n"
+        f"owner = pkgutil.resolve_name({owner!r})\n"
+        f"work = getattr(owner, {name!r})\n"
+        "def stopped(*args, **kwargs):\n"
+        f"    os.kill(os.getpid(), signal.{number})\n"
+        "    return work(*args, **kwargs)\n"
+        "import torch, stdenoise.tl._open_run\n"
+        "from stdenoise.tl._plan import Plan\n"
+        "plan = lambda *_, may_stream, **__: Plan(70, may_stream, torch.device('cpu'), {}, 1.0)\n"
+        "stdenoise.tl._open_run.make_plan = plan\n"
+        "for module in [owner, *filter(None, sys.modules.values())]:\n"
+        f"    if getattr(module, {name!r}, None) is work: setattr(module, {name!r}, stopped)\n"
+        "cli.main(prog_name='stdenoise')\n"
+    )
+    streams = phase.rsplit(".", 1)[1] in ("copy_to", "sort_counts")
+    out = "out.zarr" if streams else "out.h5ad"
+    before = names_in(tmp_path)
+    options = ["--method", "neighbor_mean" if streams else "raw", "--no-progress"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, "denoise", section.name, out, *options],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
+    assert (done.returncode, done.stdout) == (130, ""), done.stderr
+    assert lines_of(done.stderr)[-1] in (f"stopped by {number}", "stopped")
+    assert names_in(tmp_path) == before

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ast
 import logging
+import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,16 +31,26 @@ from stdenoise.methods._registry import make_method
 from stdenoise.pp._highly_variable import MIN_TOTAL, mark_highly_variable
 from stdenoise.spatial.normalize import lognorm
 from stdenoise.tl._open_run import check_compute
+from stdenoise.train.checkpoint import ending_signals
 
 if TYPE_CHECKING:
+    from types import FrameType
+
     from anndata import AnnData
+
+logger = logging.getLogger("stdenoise")
+
+_EXPECTED = (ValueError, KeyError, TypeError, OSError, FloatingPointError, MemoryError)
+"""Errors that say what is wrong with an input or a machine."""
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(st.__version__, prog_name="stdenoise")
 @click.option("-v", "--verbose", is_flag=True, help="Say on standard error what is being done.")
-def main(*, verbose: bool) -> None:
+@click.pass_context
+def main(context: click.Context, *, verbose: bool) -> None:
     """Denoise spatial transcriptomics counts."""
+    context.with_resource(_signals_interrupt())
     logging.basicConfig(stream=sys.stderr, format="%(message)s")
     if verbose:
         logging.getLogger("stdenoise").setLevel(logging.INFO)
@@ -210,9 +222,9 @@ def denoise(
                 **options,
             )
         seconds = time.perf_counter() - start
-    if speaks_for_all():
-        key = key_added or denoiser.info.name
-        click.echo("\n".join(summary(open_source(target, layer).light, key, target, seconds)))
+        if speaks_for_all():
+            key = key_added or denoiser.info.name
+            click.echo("\n".join(summary(disk.read_light(target), key, target, seconds)))
 
 
 @main.command()
@@ -321,17 +333,41 @@ def demo(folder: Path, n_epochs: int) -> None:
 
 
 @contextmanager
+def _signals_interrupt() -> Iterator[None]:
+    """Let the end of a cluster job and a terminal that is closed clean up as Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt(f"stopped by {signal.Signals(number).name}")
+
+    before = {}
+    for number in ending_signals():
+        if number != signal.SIGINT:
+            before[number] = signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
 def _one_line_errors(*, keep_lines: bool = False) -> Iterator[None]:
-    """Turn an error of the input into one line, or the lines of a list of problems, and exit code 2."""
+    """Turn an error into one line, or the lines of a list of problems, and exit code 2."""
     try:
         yield
     except KeyboardInterrupt as error:
         click.echo(f"\n{error}" if str(error) else "\nstopped", err=True)
         # As the shell reports an interrupted command.
         sys.exit(130)
-    except (ValueError, KeyError, TypeError, OSError, FloatingPointError, MemoryError) as error:
+    except Exception as error:
         # str() of a KeyError would quote its message.
         message = error.args[0] if isinstance(error, KeyError) and error.args else error
+        logger.info("where it happened:", exc_info=True)
+        if not isinstance(error, _EXPECTED):
+            message = f"{type(error).__name__}: {message} (stdenoise --verbose shows where it happened)"
         click.echo(f"Error: {message if keep_lines else ' '.join(str(message).split())}", err=True)
         sys.exit(2)
 

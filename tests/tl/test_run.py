@@ -143,7 +143,16 @@ def test_the_checkpoint_of_another_training_is_refused(hexagonal, tmp_path):
     saving = st.Checkpoint(path, resume=True)
     st.tl.denoise(hexagonal, copy=True, checkpoint=path, **SMALL)
     before = path.read_bytes()
-    deep, renamed = hexagonal.copy(), hexagonal.copy()
+    deep, renamed, wide, moved, swapped = (hexagonal.copy() for _ in range(5))
+    st.pp.spatial_graph(wide, radius=250)
+    moved.obsm["spatial"] = moved.obsm["spatial"] * [1, 1.01]
+    # Two counts of a spot change places: no total changes.
+    swapped.X = hexagonal.X.toarray()
+    order = swapped.X[0].argsort()
+    swapped.X[0, order[[0, -1]]] = swapped.X[0, order[[-1, 0]]]
+    of_two = hexagonal.copy()
+    of_two.obs["half"] = np.where(np.arange(61) < 30, "a", "b")
+    st.pp.spatial_graph(of_two, library_key="half")
     deep.X = 2 * hexagonal.X
     renamed.var_names = ["other", *hexagonal.var_names[1:]]
     for adata, method, changed, fragment in [
@@ -152,6 +161,10 @@ def test_the_checkpoint_of_another_training_is_refused(hexagonal, tmp_path):
         (hexagonal, "dusted", {"genes": list(hexagonal.var_names[:11])}, "genes"),
         (renamed, "dusted", {}, "genes"),
         (deep, "dusted", {}, "counts"),
+        (swapped, "dusted", {}, "counts"),
+        (wide, "dusted", {}, "graph '.* edges"),
+        (moved, "dusted", {}, "coordinates"),
+        (of_two, "dusted", {"library_key": "half"}, "libraries"),
         (hexagonal[:60].copy(), "dusted", {}, "spots 61, now 60"),
         (hexagonal, "stagate", {}, "method 'dusted', now 'stagate'"),
     ]:

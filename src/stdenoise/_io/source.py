@@ -21,11 +21,10 @@ from scipy import sparse
 
 from stdenoise._base.checks import lookup
 from stdenoise._base.files import check_readable
-from stdenoise._io.disk import consolidate, read
+from stdenoise._io.disk import SMALL, consolidate, elements_in, read, read_light
 from stdenoise._io.matrix import check_pointers, native, read_numbers
 from stdenoise._io.read import layers_of
 
-_SMALL = ("obs", "var", "obsm", "varm", "obsp", "varp", "uns")
 _CHUNK = 2**20
 """Entries of a chunk of an array that is copied to zarr."""
 
@@ -138,7 +137,7 @@ class Source:
             return
         group = zarr.open_group(path, mode="w-", zarr_format=anndata.settings.zarr_write_format)
         group.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
-        for name in _SMALL:
+        for name in SMALL:
             value = getattr(self.light, name)
             write_elem(group, name, value if name in ("obs", "var") else dict(value))
         with _elements(self.data) as elements:
@@ -172,18 +171,13 @@ def open_source(data: Path | AnnData, layer: str | None) -> Source:
     if isinstance(data, Path):
         check_readable(data)
         where = f"{where} of {str(data)!r}"
-        try:
-            with _elements(data) as elements:
-                light = AnnData(**{name: read_elem(elements[name]) for name in _SMALL if name in elements})
-        except Exception as error:
-            # h5py, zarr and anndata raise many kinds, few of which name the file.
-            raise OSError(f"cannot read {str(data)!r}: {error}") from error
+        light = read_light(data)
     elif isinstance(data, AnnData):
         where = f"adata.{where}"
         if data.isbacked and data.is_view:
             raise ValueError("adata is a view of a backed AnnData; load it first: adata = adata.to_memory().")
         tables = {name: getattr(data, name) for name in ("obs", "var")}
-        light = AnnData(**tables, **{name: dict(getattr(data, name)) for name in _SMALL[2:]}).to_memory()
+        light = AnnData(**tables, **{name: dict(getattr(data, name)) for name in SMALL[2:]}).to_memory()
     else:
         raise TypeError(f"data must be a path or an AnnData, not {type(data).__name__}.")
     if 0 in light.shape:
@@ -206,15 +200,11 @@ def _parts(light: AnnData) -> Iterator[tuple[str, Any]]:
 def _elements(data: Path | AnnData) -> Iterator[dict[str, Any]]:
     """`X`, `layers`, `raw` and all else by name, without loading them."""
     if not isinstance(data, Path):
-        elements = {name: getattr(data, name) for name in ("X", "raw", *_SMALL)} | {"layers": layers_of(data)}
+        elements = {name: getattr(data, name) for name in ("X", "raw", *SMALL)} | {"layers": layers_of(data)}
         yield {name: value for name, value in elements.items() if value is not None}
-    elif data.suffix == ".h5ad":
-        import h5py
-
-        with h5py.File(data, "r") as file:
-            yield dict(file)
     else:
-        yield dict(zarr.open_group(data, mode="r").members())
+        with elements_in(data) as elements:
+            yield elements
 
 
 def _counts(elements: Mapping[str, Any], layer: str | None, where: str) -> Any:

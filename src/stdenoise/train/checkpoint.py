@@ -27,6 +27,13 @@ _ECHO = 1.0
 """Seconds in which another signal is no second one, where there are several processes: who started them hands on what they got."""
 
 
+def ending_signals() -> list[signal.Signals]:
+    """Signals that ask a process to end, less those that it was told to ignore, as SIGHUP by nohup."""
+    names = ("SIGINT", "SIGTERM", "SIGHUP")
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    return [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
+
+
 def save_tensors(path: Path, kind: str, content: Mapping[str, Any]) -> None:
     """Write tensors, numbers, names, lists and dicts under a temporary name, then rename.
 
@@ -48,7 +55,9 @@ def save_tensors(path: Path, kind: str, content: Mapping[str, Any]) -> None:
     except OSError as error:
         raise OSError(error.errno, f"cannot write the {kind} {str(path)!r}: {error.strerror}") from error
     except RuntimeError as error:
-        # How torch reports a write that failed.
+        # How torch reports a write that failed, or was interrupted.
+        if isinstance(error.__context__, KeyboardInterrupt):
+            raise error.__context__ from None
         raise OSError(f"cannot write the {kind} {str(path)!r}: {error}") from error
 
 
@@ -171,7 +180,7 @@ class Checkpoint:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        numbers = (signal.SIGINT, signal.SIGTERM)
+        numbers = ending_signals()
         before = {number: signal.getsignal(number) for number in numbers}
         echo = 0.0 if started_by_launcher() is None else _ECHO
 
