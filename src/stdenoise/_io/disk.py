@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import anndata
+import pandas as pd
 import zarr
 from anndata import AnnData
-from anndata.io import read_elem
+from anndata.io import read_elem, write_elem
 
 from stdenoise._base.files import check_readable, explaining_full_disk, replacing
 from stdenoise._base.paths import target_of
@@ -51,9 +52,51 @@ def read_light(path: Path) -> AnnData:
         raise OSError(f"cannot read {str(path)!r}: {error}") from error
 
 
+def writes_text() -> AbstractContextManager[None]:
+    """Let anndata write columns of text with missing values, as pandas 3 has them: it reads them, too."""
+    context: AbstractContextManager[None] = anndata.settings.override(allow_write_nullable_strings=True)
+    return context
+
+
+def check_can_be_written(adata: AnnData, path: Path) -> None:
+    """Raise where tables or `uns` hold what cannot be written, before work whose result would be lost."""
+    few = slice(0, 1)
+    parts: dict[str, Any] = {"obs": adata.obs.iloc[few], "var": adata.var.iloc[few], "uns": dict(adata.uns)}
+    parts |= {
+        f"{holder}[{key!r}]": value.iloc[few]
+        for holder in ("obsm", "varm")
+        for key, value in getattr(adata, holder).items()
+        if isinstance(value, pd.DataFrame)
+    }
+    with _nowhere(path.suffix) as group, writes_text():
+        for number, (name, value) in enumerate(parts.items()):
+            try:
+                write_elem(group, str(number), value)
+            except Exception as error:
+                # Each has its own kind.
+                reason = str(error).split("\n", 1)[0]
+                raise ValueError(f"adata.{name} cannot be written to {str(path)!r}: {reason}") from error
+
+
+@contextmanager
+def _nowhere(suffix: str) -> Iterator[Any]:
+    """A file in memory."""
+    if suffix == ".h5ad":
+        import h5py
+
+        with h5py.File("trial", "w", driver="core", backing_store=False) as file:
+            yield file
+    else:
+        yield zarr.open_group(zarr.storage.MemoryStore(), mode="w", zarr_format=anndata.settings.zarr_write_format)
+
+
 def write(adata: AnnData, path: Path) -> None:
     """Write under a temporary name beside the path, then rename; what was there is replaced only when all is written."""
-    with replacing(path) as fresh, explaining_full_disk(target_of(path).parent, adata.__sizeof__() / 1e9):
+    with (
+        replacing(path) as fresh,
+        writes_text(),
+        explaining_full_disk(target_of(path).parent, adata.__sizeof__() / 1e9),
+    ):
         if path.suffix == ".h5ad":
             adata.write_h5ad(fresh, compression="gzip")
         else:

@@ -161,7 +161,7 @@ def create_arrays(
     group: Any = zarr.open_group(path, mode="r+", use_consolidated=False)
     named = columns or {}
     for names in named.values():
-        _check_names(names)
+        check_columns(names)
     for name, target in targets.items():
         parent, key = _parent(group, target)
         if key in parent:
@@ -258,7 +258,8 @@ def _create_array(parent: Any, key: str, shape: tuple[int, ...], chunks: tuple[i
     parent.create_array(key, shape=shape, chunks=chunks, dtype=dtype, attributes=attributes)
 
 
-def _check_names(columns: Sequence[str]) -> None:
+def check_columns(columns: Iterable[str]) -> None:
+    """Raise where the name of a gene cannot be that of a column on disk."""
     bad = [name for name in columns if "/" in name or name == "_index"]
     if bad:
         raise ValueError(f"{len(bad)} names of genes cannot be those of columns on disk: {bad[:5]}; rename them.")

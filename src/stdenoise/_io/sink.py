@@ -14,9 +14,9 @@ from torch import Tensor
 from stdenoise._base.files import replacing
 from stdenoise._io import disk
 from stdenoise._io.read import output_of
-from stdenoise._io.rows import RowStore, create_arrays, write_arrays, write_elements
+from stdenoise._io.rows import RowStore, check_columns, create_arrays, write_arrays, write_elements
 from stdenoise._io.section import Section
-from stdenoise._io.write import Places, check_key_is_free, owned_places, write_denoised
+from stdenoise._io.write import Places, check_key_is_free, check_sound, owned_places, write_denoised
 from stdenoise.spatial.results import ARRAYS, Block, Collector, row_blocks
 
 
@@ -113,6 +113,7 @@ class Rows(Sink):
         for name, value in found.items():
             for where, part in row_blocks(value):
                 values = self.places.ordered(name, part.cpu().numpy())
+                check_sound(values, getattr(self.places.names, name), block.scale)
                 self._files.write(at[where], getattr(self.places.names, name), values)
 
     def _store_all(self, provenance: Mapping[str, Any], history: Mapping[str, Sequence[float]]) -> None:
@@ -126,7 +127,7 @@ class Rows(Sink):
         fields = places.fields(dict.fromkeys(targets.values()), provenance, self._scale, history)
         small = {place: value for place, value in fields.items() if value is not None}
         # The section is copied, and all of the result written beside.
-        with replacing(self._out) if run.is_first else nullcontext(self._folder) as fresh:
+        with disk.writes_text(), replacing(self._out) if run.is_first else nullcontext(self._folder) as fresh:
             if run.is_first:
                 section.on_disk.copy_to(fresh)
                 write_elements(fresh, {}, remove=owned_places(section.table, places.key))
@@ -185,6 +186,10 @@ def open_sink(
     """
     check_key_is_free(section.table, key, section.layers)
     places = Places(key, section.table.var_names, section.positions, section.is_choice)
+    if out is not None:
+        if places.genes is not None:
+            check_columns(places.genes)
+        disk.check_can_be_written(section.table, out)
     if run.scratch is not None and out is not None:
         return Rows(section, places, arrays, record, out=out, dtype=dtype, run=run, folder=run.scratch)
     writes = out is None or run.is_first

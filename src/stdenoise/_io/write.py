@@ -160,6 +160,7 @@ def write_denoised(
         values: Any = None
         for rows, block in row_blocks(array):
             part, clipped = places.ordered(name, block.cpu().numpy()), False
+            check_sound(part, getattr(places.names, name), result.scale)
             if name != "latent":
                 part, clipped = narrowed(part, dtype)
             if clipped:
@@ -192,6 +193,15 @@ def write_denoised(
             _put(adata, place, value)
         raise
     logger.info("wrote %s", ", ".join(fields))
+
+
+def check_sound(values: np.ndarray, name: str, scale: str) -> None:
+    """Raise where a result is none: not finite, or a negative mean of counts."""
+    bad = values.size - int(np.isfinite(values).sum())
+    if bad:
+        raise FloatingPointError(f"{name} has {bad} NaN or infinite values of {values.size}: nothing is written.")
+    if scale == "counts" and name.endswith("_mean") and (values < 0).any():
+        raise FloatingPointError(f"{name} has negative values, such as {values.min():g}: nothing is written.")
 
 
 def stored_provenance(adata: AnnData, key: str) -> Mapping[str, Any]:
