@@ -205,6 +205,7 @@ def denoise(
         }
         with st.settings.override(check_counts=check_counts):
             if save_model is not None:
+                disk.check_can_be_written(adata, target)
                 denoiser = st.tl.train(data, denoiser, genes=chosen, compute=compute, checkpoint=saving, **shared)
                 if speaks_for_all():
                     denoiser.save(save_model)

@@ -21,6 +21,7 @@ from scipy import sparse
 
 from stdenoise._base.checks import lookup
 from stdenoise._base.files import check_readable
+from stdenoise._base.paths import files_of
 from stdenoise._io.disk import SMALL, consolidate, elements_in, read, read_light
 from stdenoise._io.matrix import check_pointers, native, read_numbers
 from stdenoise._io.read import layers_of
@@ -58,6 +59,8 @@ class Source:
         Layer of the counts; `None` for `X`.
     opened
         What `light` had when it was opened, by place.
+    stamps
+        Size and time of its files then.
     """
 
     light: AnnData
@@ -65,6 +68,7 @@ class Source:
     data: Path | AnnData
     layer: str | None
     opened: Mapping[str, Any]
+    stamps: Mapping[Path, tuple[int, int]]
 
     def row_blocks(self, entries: int = 2**24) -> Iterator[tuple[int, sparse.csr_matrix]]:
         """Read the counts of all genes from the first spot to the last.
@@ -130,8 +134,14 @@ class Source:
         Raises
         ------
         OSError
-            The disk is full, or something cannot be read.
+            The disk is full, something cannot be read, or files have changed since they were opened.
         """
+        self._copy_to(path)
+        # At the end: what changed in between may have been copied.
+        if changed := sorted(dict(self.stamps.items() ^ _stamps(self.data).items())):
+            raise OSError(f"{str(changed[0])!r} was changed while it was read: nothing is written.")
+
+    def _copy_to(self, path: Path) -> None:
         if isinstance(self.data, Path) and self.data.suffix == ".zarr":
             _copy_folder(self.data, path)
             return
@@ -170,6 +180,8 @@ def open_source(data: Path | AnnData, layer: str | None) -> Source:
     where = "X" if layer is None else f"layers[{layer!r}]"
     if isinstance(data, Path):
         check_readable(data)
+    stamps = _stamps(data) if isinstance(data, Path | AnnData) else {}
+    if isinstance(data, Path):
         where = f"{where} of {str(data)!r}"
         light = read_light(data)
     elif isinstance(data, AnnData):
@@ -186,7 +198,18 @@ def open_source(data: Path | AnnData, layer: str | None) -> Source:
         shape = _counts(elements, layer, where).shape
     if shape != light.shape:
         raise OSError(f"{where} is damaged: it has shape {shape}, not {light.shape}.")
-    return Source(light, where, data, layer, dict(_parts(light)))
+    return Source(light, where, data, layer, dict(_parts(light)), stamps)
+
+
+def _stamps(data: Path | AnnData) -> dict[Path, tuple[int, int]]:
+    """Size and time of change of the files that it is read from."""
+    found = {}
+    for place in files_of(data):
+        for path in [place, *place.rglob("*")] if place.is_dir() else [place]:
+            if path.is_file():
+                status = path.stat()
+                found[path] = status.st_size, status.st_mtime_ns
+    return found
 
 
 def _parts(light: AnnData) -> Iterator[tuple[str, Any]]:

@@ -26,6 +26,8 @@ def components(expression: Tensor) -> tuple[float, float]:
     centred = centred - centred.mean(0)
     # The smaller of the two matrices of cross products has all eigenvalues that are not zero.
     products = centred @ centred.t() if len(centred) < centred.shape[1] else centred.t() @ centred
+    if not torch.isfinite(products).all():
+        return math.nan, math.nan
     values = torch.linalg.eigvalsh(products).flip(0).clamp(min=0)
     total = values.sum()
     # Rounding leaves some of a constant matrix.
