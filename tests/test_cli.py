@@ -12,8 +12,10 @@ from unittest import mock
 import anndata as ad
 import click
 import numpy as np
+import pandas as pd
 import pytest
 from click.testing import CliRunner
+from scipy import sparse
 
 import stdenoise as st
 from stdenoise import __main__ as cli
@@ -491,3 +493,23 @@ def test_a_signal_in_any_phase_ends_with_130_and_leaves_nothing(tmp_path, sectio
     assert (done.returncode, done.stdout) == (130, ""), done.stderr
     assert lines_of(done.stderr)[-1] in (f"stopped by {number}", "stopped")
     assert names_in(tmp_path) == before
+
+
+@pytest.mark.parametrize("out", ["out.h5ad", "out.zarr"])
+def test_counts_that_are_stored_by_columns(run, tissue, tmp_path, out):
+    tissue.X = sparse.csc_matrix(tissue.X)
+    tissue.write_h5ad(tmp_path / "columns.h5ad")
+    done = run("denoise", tmp_path / "columns.h5ad", tmp_path / out, "--method", "raw", "--no-progress")
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert "raw_mean" in done.stdout
+
+
+def test_a_benchmark_without_any_result_fails(run, tmp_path, monkeypatch):
+    (tmp_path / "b.toml").write_text(
+        'methods = ["raw"]\nmetrics = ["morans_i"]\n[[datasets]]\nname = "t"\nkind = "tissue"\nn_spots = 40\nn_genes = 5\n'
+    )
+    monkeypatch.setattr("stdenoise.benchmark.run", lambda *_, **__: pd.DataFrame({"dataset": [], "method": []}))
+    monkeypatch.setattr("stdenoise.benchmark.report", lambda home: tmp_path / "report.html")
+    done = run("benchmark", tmp_path / "b.toml")
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert "no unit of " in done.stderr

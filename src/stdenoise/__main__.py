@@ -40,7 +40,12 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("stdenoise")
 
-_EXPECTED = (ValueError, KeyError, TypeError, OSError, FloatingPointError, MemoryError)
+
+class _NothingDone(Exception):
+    """Work has ended without any result."""
+
+
+_EXPECTED = (ValueError, KeyError, TypeError, OSError, FloatingPointError, MemoryError, _NothingDone)
 """Errors that say what is wrong with an input or a machine."""
 
 
@@ -260,6 +265,8 @@ def benchmark(
     with _one_line_errors(keep_lines=True):
         table = st.benchmark.run(config, folder=home, n_jobs=n_jobs, memory=memory, device=device, progress=progress)
         path = st.benchmark.report(home)
+        if table.empty:
+            raise _NothingDone(f"no unit of {str(config)!r} has succeeded; {str(path)!r} says why.")
     click.echo(
         f"{len(table)} numbers from {table['dataset'].nunique()} data sets and {table['method'].nunique()} methods."
     )

@@ -129,3 +129,16 @@ def test_a_result_that_is_none_is_not_written(tissue, tmp_path, streams, unchang
         with unchanged(tissue), pytest.raises(FloatingPointError, match="dusted_mean has .* NaN"):
             st.tl.denoise(tissue, model, out=None if out is None else tmp_path / out)
     assert [path.name for path in tmp_path.iterdir()] == ["model.pt"]
+
+
+def test_tables_of_spatialdata(tissue, tmp_path):
+    group = zarr.open_group(tmp_path / "store.zarr", mode="w")
+    for name in ("images", "shapes", "points", "tables"):
+        group.create_group(name)
+    ad.io.write_elem(group["tables"], "cells", tissue)
+    with pytest.raises(ValueError, match=r"SpatialData store; name one of its tables: \['.*store.zarr/tables/cells'\]"):
+        st.tl.denoise(tmp_path / "store.zarr", "raw", out=tmp_path / "out.h5ad")
+    for method, out in (("raw", "out.h5ad"), ("neighbor_mean", "out.zarr")):
+        st.tl.denoise(tmp_path / "store.zarr/tables/cells", method, out=tmp_path / out)
+        back = ad.read_h5ad(tmp_path / out) if out.endswith("h5ad") else ad.read_zarr(tmp_path / out)
+        assert back.layers[f"{method}_mean"].shape == (150, 20)

@@ -25,10 +25,21 @@ _SWAP, _IN_WORKING_FOLDER = 2, -100
 
 
 def check_readable(path: Path) -> None:
-    """Raise unless the path has a known format and exists."""
-    check_choice("file format", path.suffix, _FORMATS)
+    """Raise unless the path has a known format, or is the folder of a table in a SpatialData store, and exists."""
+    if not (is_table(path) and path.suffix not in _FORMATS):
+        check_choice("file format", path.suffix, _FORMATS)
     if not path.exists():
         raise FileNotFoundError(f"there is no {str(path)!r}.")
+    tables = [
+        str(table) for folder in ("tables", "table") for table in sorted((path / folder).glob("*")) if is_table(table)
+    ]
+    if tables and not is_table(path):
+        raise ValueError(f"{str(path)!r} is a SpatialData store; name one of its tables: {tables}.")
+
+
+def is_table(path: Path) -> bool:
+    """Whether a folder is the zarr of an AnnData, by what it has."""
+    return path.is_dir() and (path / "obs").is_dir() and (path / "var").is_dir()
 
 
 def check_writable(path: Path) -> None:
