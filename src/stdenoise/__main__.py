@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import ast
 import logging
-import signal
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +21,7 @@ from stdenoise._base.device import resolve_device, speaks_for_all
 from stdenoise._base.keys import GraphKeys
 from stdenoise._base.paths import ANNDATA, CHECKPOINT, FIGURE, MODEL, check_paths
 from stdenoise._base.random import check_seed
+from stdenoise._base.signals import signals_interrupt
 from stdenoise._io import disk
 from stdenoise._io.source import Source, open_source
 from stdenoise.get._summary import summary
@@ -31,22 +30,9 @@ from stdenoise.methods._registry import make_method
 from stdenoise.pp._highly_variable import MIN_TOTAL, mark_highly_variable
 from stdenoise.spatial.normalize import lognorm
 from stdenoise.tl._open_run import check_compute
-from stdenoise.train.checkpoint import ending_signals
 
 if TYPE_CHECKING:
-    from types import FrameType
-
     from anndata import AnnData
-
-logger = logging.getLogger("stdenoise")
-
-
-class _NothingDone(Exception):
-    """Work has ended without any result."""
-
-
-_EXPECTED = (ValueError, KeyError, TypeError, OSError, FloatingPointError, MemoryError, _NothingDone)
-"""Errors that say what is wrong with an input or a machine."""
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -55,7 +41,7 @@ _EXPECTED = (ValueError, KeyError, TypeError, OSError, FloatingPointError, Memor
 @click.pass_context
 def main(context: click.Context, *, verbose: bool) -> None:
     """Denoise spatial transcriptomics counts."""
-    context.with_resource(_signals_interrupt())
+    context.with_resource(signals_interrupt())
     logging.basicConfig(stream=sys.stderr, format="%(message)s")
     if verbose:
         logging.getLogger("stdenoise").setLevel(logging.INFO)
@@ -266,7 +252,7 @@ def benchmark(
         table = st.benchmark.run(config, folder=home, n_jobs=n_jobs, memory=memory, device=device, progress=progress)
         path = st.benchmark.report(home)
         if table.empty:
-            raise _NothingDone(f"no unit of {str(config)!r} has succeeded; {str(path)!r} says why.")
+            raise OSError(f"no unit of {str(config)!r} has succeeded; {str(path)!r} says why.")
     click.echo(
         f"{len(table)} numbers from {table['dataset'].nunique()} data sets and {table['method'].nunique()} methods."
     )
@@ -341,27 +327,6 @@ def demo(folder: Path, n_epochs: int) -> None:
 
 
 @contextmanager
-def _signals_interrupt() -> Iterator[None]:
-    """Let the end of a cluster job and a terminal that is closed clean up as Ctrl-C does."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt(f"stopped by {signal.Signals(number).name}")
-
-    before = {}
-    for number in ending_signals():
-        if number != signal.SIGINT:
-            before[number] = signal.signal(number, interrupt)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-@contextmanager
 def _one_line_errors(*, keep_lines: bool = False) -> Iterator[None]:
     """Turn an error into one line, or the lines of a list of problems, and exit code 2."""
     try:
@@ -373,8 +338,8 @@ def _one_line_errors(*, keep_lines: bool = False) -> Iterator[None]:
     except Exception as error:
         # str() of a KeyError would quote its message.
         message = error.args[0] if isinstance(error, KeyError) and error.args else error
-        logger.info("where it happened:", exc_info=True)
-        if not isinstance(error, _EXPECTED):
+        logging.getLogger("stdenoise").info("where it happened:", exc_info=True)
+        if not isinstance(error, ValueError | KeyError | TypeError | OSError | FloatingPointError | MemoryError):
             message = f"{type(error).__name__}: {message} (stdenoise --verbose shows where it happened)"
         click.echo(f"Error: {message if keep_lines else ' '.join(str(message).split())}", err=True)
         sys.exit(2)

@@ -1,5 +1,6 @@
 import os
 import signal
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -11,6 +12,7 @@ from click.testing import CliRunner
 import stdenoise as st
 from stdenoise import __main__ as cli
 from stdenoise._base import files
+from stdenoise._base.files import replacing
 from stdenoise._io import disk
 
 FORMATS = [".h5ad", ".zarr"]
@@ -228,3 +230,34 @@ def test_a_folder_is_there_at_every_moment_while_it_is_replaced(tmp_path):
         done.set()
         reader.join()
     assert not missed
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX locks")
+@pytest.mark.parametrize("name", ["out.h5ad", "run.ckpt"])
+def test_what_a_killed_run_has_left_is_swept_and_a_living_one_left_alone(tmp_path, name):
+    kind = "AnnData" if name.endswith("h5ad") else "checkpoint"
+    code = (
+        "import sys, time; from pathlib import Path; from stdenoise._base.files import replacing\n"
+        f"with replacing(Path({str(tmp_path / name)!r}), {kind!r}) as fresh:\n"
+        "    fresh.write_text('half'); print('writing', flush=True); time.sleep(60)\n"
+    )
+    killed, living = (
+        subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(2)
+    )
+    try:
+        assert killed.stdout.readline() == living.stdout.readline() == "writing\n"
+        assert len(list(tmp_path.iterdir())) == 2
+        killed.kill()
+        killed.wait()
+        with replacing(tmp_path / name, None) as fresh:
+            fresh.write_text("whole")
+        assert (tmp_path / name).read_text() == "whole"
+        # The new file, and what the living run writes.
+        assert len(list(tmp_path.iterdir())) == 2
+    finally:
+        for process in (killed, living):
+            process.kill()
+            process.wait()
+    with replacing(tmp_path / name, None) as fresh:
+        fresh.write_text("again")
+    assert [path.name for path in tmp_path.iterdir()] == [name]

@@ -8,18 +8,23 @@ import glob
 import logging
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from stdenoise._base.checks import check_choice
 from stdenoise._base.device import speaks_for_all
 from stdenoise._base.paths import ANNDATA, check_replaceable, target_of
 
+if sys.platform != "win32":
+    import fcntl
+
 logger = logging.getLogger("stdenoise")
 
 _FORMATS = (".h5ad", ".zarr")
+_LOCK = ".lock"
 _SWAP, _IN_WORKING_FOLDER = 2, -100
 """`RENAME_EXCHANGE` and `AT_FDCWD` of Linux."""
 
@@ -81,8 +86,9 @@ def replacing(path: Path, kind: str | None = ANNDATA) -> Iterator[Path]:
     elif kind is not None:
         check_replaceable(path, kind)
     path = target_of(path)
+    _sweep(path)
     # Beside the target, since a rename must not cross file systems.
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder, _held(Path(folder)):
         fresh = Path(folder) / path.name
         yield fresh
         if fresh.is_file():
@@ -104,6 +110,31 @@ def replacing(path: Path, kind: str | None = ANNDATA) -> Iterator[Path]:
             if replaced.exists() and not path.exists():
                 replaced.rename(path)
             raise
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """Hold a lock on a temporary folder, which goes with the process however it ends."""
+    if sys.platform == "win32":
+        yield
+        return
+    with (folder / f"{_LOCK}.new").open("w") as file:
+        with suppress(OSError):  # Not every file system has locks.
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Named once it is held, so that none is ever seen free whose process lives.
+            Path(file.name).rename(folder / _LOCK)
+        yield
+
+
+def _sweep(target: Path) -> None:
+    """Remove temporary folders of runs that were killed while they wrote the target; those of living ones are held."""
+    for lock in target.parent.glob(f".{glob.escape(target.name)}-*/{_LOCK}"):
+        if sys.platform == "win32" or ((lock.parent / "replaced").exists() and not target.exists()):
+            continue
+        with suppress(OSError), lock.open() as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(lock.parent, ignore_errors=True)
+            logger.info("removed %r, which a run that was killed has left", str(lock.parent))
 
 
 def _exchange(left: Path, right: Path) -> bool:

@@ -158,6 +158,17 @@ def files_of(data: Any) -> list[Path]:
     return sorted(path for path in finder.paths if path.exists())
 
 
+def stamps_of(data: Any) -> dict[Path, tuple[int, int]]:
+    """Size and time of change of the files that it is read from."""
+    found = {}
+    for place in files_of(data):
+        for path in [place, *place.rglob("*")] if place.is_dir() else [place]:
+            if path.is_file():
+                status = path.stat()
+                found[path] = status.st_size, status.st_mtime_ns
+    return found
+
+
 class _Finder(pickle.Pickler):
     """Meets all that an object is made of, and keeps the paths among it."""
 

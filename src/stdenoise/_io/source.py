@@ -21,7 +21,7 @@ from scipy import sparse
 
 from stdenoise._base.checks import lookup
 from stdenoise._base.files import check_readable
-from stdenoise._base.paths import files_of
+from stdenoise._base.paths import stamps_of
 from stdenoise._io.disk import SMALL, consolidate, elements_in, read, read_light
 from stdenoise._io.matrix import check_pointers, native, read_numbers
 from stdenoise._io.read import layers_of
@@ -138,7 +138,7 @@ class Source:
         """
         self._copy_to(path)
         # At the end: what changed in between may have been copied.
-        if changed := sorted(dict(self.stamps.items() ^ _stamps(self.data).items())):
+        if changed := sorted(dict(self.stamps.items() ^ stamps_of(self.data).items())):
             raise OSError(f"{str(changed[0])!r} was changed while it was read: nothing is written.")
 
     def _copy_to(self, path: Path) -> None:
@@ -180,7 +180,7 @@ def open_source(data: Path | AnnData, layer: str | None) -> Source:
     where = "X" if layer is None else f"layers[{layer!r}]"
     if isinstance(data, Path):
         check_readable(data)
-    stamps = _stamps(data) if isinstance(data, Path | AnnData) else {}
+    stamps = stamps_of(data) if isinstance(data, Path | AnnData) else {}
     if isinstance(data, Path):
         where = f"{where} of {str(data)!r}"
         light = read_light(data)
@@ -199,17 +199,6 @@ def open_source(data: Path | AnnData, layer: str | None) -> Source:
     if shape != light.shape:
         raise OSError(f"{where} is damaged: it has shape {shape}, not {light.shape}.")
     return Source(light, where, data, layer, dict(_parts(light)), stamps)
-
-
-def _stamps(data: Path | AnnData) -> dict[Path, tuple[int, int]]:
-    """Size and time of change of the files that it is read from."""
-    found = {}
-    for place in files_of(data):
-        for path in [place, *place.rglob("*")] if place.is_dir() else [place]:
-            if path.is_file():
-                status = path.stat()
-                found[path] = status.st_size, status.st_mtime_ns
-    return found
 
 
 def _parts(light: AnnData) -> Iterator[tuple[str, Any]]:

@@ -19,19 +19,13 @@ import torch
 
 from stdenoise._base.device import started_by_launcher
 from stdenoise._base.files import replacing
+from stdenoise._base.signals import ending_signals
 
 logger = logging.getLogger("stdenoise")
 
 _FORMAT = 1
 _ECHO = 1.0
 """Seconds in which another signal is no second one, where there are several processes: who started them hands on what they got."""
-
-
-def ending_signals() -> list[signal.Signals]:
-    """Signals that ask a process to end, less those that it was told to ignore, as SIGHUP by nohup."""
-    names = ("SIGINT", "SIGTERM", "SIGHUP")
-    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
-    return [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
 
 
 def save_tensors(path: Path, kind: str, content: Mapping[str, Any]) -> None:
