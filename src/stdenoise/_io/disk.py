@@ -40,7 +40,7 @@ def elements_in(path: Path) -> Iterator[dict[str, Any]]:
             yield dict(file)
     else:
         # The list at the root would hide what is damaged below.
-        yield dict(zarr.open_group(path, mode="r", use_consolidated=False).members())
+        yield dict(sorted(zarr.open_group(path, mode="r", use_consolidated=False).members()))
 
 
 def read_light(path: Path) -> AnnData:

@@ -109,7 +109,7 @@ class Source:
     def layers(self) -> list[str]:
         """Names of the layers."""
         with _elements(self.data) as elements:
-            return list(elements.get("layers", {}))
+            return sorted(elements.get("layers", {}))
 
     def load(self) -> AnnData:
         """Read all into memory, and what was added to `light`."""
@@ -221,7 +221,7 @@ def _elements(data: Path | AnnData) -> Iterator[dict[str, Any]]:
 
 def _counts(elements: Mapping[str, Any], layer: str | None, where: str) -> Any:
     """Find the counts: a `_Csr`, an array of dask, or an array in memory or in a file."""
-    layers = dict(elements.get("layers", {}))
+    layers = dict(sorted(dict(elements.get("layers", {})).items()))  # zarr lists them in any order
     if layer is None and "X" not in elements:
         raise ValueError(f"there is no {where}; pass layer=, one of {list(layers)}.")
     matrix = elements["X"] if layer is None else lookup(layers, layer, where=where.replace(f"[{layer!r}]", ""))
