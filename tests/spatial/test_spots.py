@@ -53,7 +53,7 @@ def test_bad_features(hexagonal):
         (np.full((61, 2), np.nan), ValueError, r"\['image'\] has NaN or infinite values in 61 spots"),
         (np.zeros((61, 0)), ValueError, r"\(61, 0\)"),
         (np.zeros((61, 2, 2)), ValueError, r"\(61, 2, 2\)"),
-        (np.full((61, 2), "a"), TypeError, "must hold numbers"),
+        (np.full((61, 2), "a"), TypeError, "must hold real numbers"),
     ):
         hexagonal.obsm["image"] = value
         with pytest.raises(error, match=message):
