@@ -62,3 +62,16 @@ def test_genes_that_were_renamed_since(section):
     with pytest.raises(KeyError, match=r"ENSG00000000003.* its 2 genes were called \['gene3', 'gene7'\]"):
         st.get.denoised(section, "raw")
     assert np.isfinite(st.get.denoised(section, "smoother").X).all()
+
+
+def test_only_what_needs_the_scale_asks_for_it(section, caplog):
+    both = ad.concat({"a": section, "b": section}, label="library", index_unique="-")
+    st.pp.spatial_graph(both, library_key="library")
+    once, twice = st.metrics.morans_i(section, layer="smoother_mean"), st.metrics.morans_i(both, layer="smoother_mean")
+    np.testing.assert_allclose(twice["morans_i"], once["morans_i"], rtol=1e-9)
+    with pytest.raises(ValueError, match="which scale"):
+        st.metrics.morans_i(both, layer="smoother_mean", scale="log1p")
+    with caplog.at_level(logging.WARNING, logger="stdenoise"):
+        st.metrics.reconstruction(section, truth=section.layers["true_mean"])
+        st.metrics.null_test(section, "neighbor_mean", progress=False)
+    assert not caplog.records

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("stdenoise")
 
-Scale = Literal["counts", "log1p"]
 _LOOKED_AT = 2**20
 """Values that tell whether all are whole numbers."""
 
@@ -38,16 +38,21 @@ class Expression:
         Dense or CSR, shape `(n_spots, n_genes)`; may share memory with the AnnData, so it is never changed.
     genes
         Names of the columns.
-    scale
-        `"counts"` (raw or expected counts) or `"log1p"` (`log1p` of counts per 10 000).
     where
         How the matrix is called, for messages.
+    find_scale
+        Finds `scale`; called where the scale matters.
     """
 
     values: Matrix
     genes: pd.Index
-    scale: Scale
     where: str
+    find_scale: Callable[[], str]
+
+    @cached_property
+    def scale(self) -> str:
+        """`"counts"` (raw or expected counts) or `"log1p"` (`log1p` of counts per 10 000)."""
+        return self.find_scale()
 
     def lognorm(self) -> Matrix:
         """`log1p` of counts scaled to 10 000 per spot; values on that scale already are returned as they are."""
@@ -101,9 +106,11 @@ def read_expression(
         if not values.has_canonical_format:
             values = values.copy()
             values.sum_duplicates()
-    if scale == "auto":
-        scale = _stored_scale(adata, name) or _assumed_scale(adata, name, data, where)
-    return Expression(values, names, scale, where)  # type: ignore[arg-type]
+
+    def find_scale() -> str:
+        return scale if scale != "auto" else _stored_scale(adata, name) or _assumed_scale(adata, name, data, where)
+
+    return Expression(values, names, where, find_scale)
 
 
 def _find(adata: AnnData, layer: str | None) -> tuple[Any, pd.Index, str, str]:

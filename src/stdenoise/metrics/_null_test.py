@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from stdenoise._base import keys as _keys
 from stdenoise._base.device import resolve_device
-from stdenoise._base.keys import GraphKeys
+from stdenoise._base.keys import SCALES, GraphKeys
 from stdenoise._base.random import check_seed
 from stdenoise._base.settings import settings
 from stdenoise._io.section import open_section
@@ -175,6 +175,7 @@ def _structure(section: Trial, values: Array, device: str) -> dict[str, float]:
         var=pd.DataFrame(index=section.modelled_genes),
         layers={"after": values[:].cpu().numpy()},
         obsp={GraphKeys("spatial").connectivities: graph.to_scipy()},
+        uns={SCALES: {"after": "counts"}},
     )
     smooth = smoothing(adata, "after", device=device)
     return {

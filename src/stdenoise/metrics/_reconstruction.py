@@ -191,7 +191,7 @@ def _read_truth(adata: AnnData, truth: Any, predicted: Expression) -> Expression
         )
     # A layer of this name, so that messages about its values speak of the truth.
     holder = AnnData(obs=pd.DataFrame(index=adata.obs_names), var=pd.DataFrame(index=names), layers={"truth": values})
-    return read_expression(holder, "truth")
+    return read_expression(holder, "truth", scale="counts")
 
 
 def _match(names: pd.Index, wanted: pd.Index, what: str) -> np.ndarray:
